@@ -1,0 +1,1 @@
+"""Networks as flows: modules over :mod:`flowops.ops`."""

@@ -1,0 +1,19 @@
+"""Kernels as functions; see each function's docstring for formula, shapes and cost."""
+
+from flowops.reference import (
+    actnorm,
+    actnorm_statistics,
+    affine_coupling,
+    invertible_conv1x1,
+    invertible_conv1x1_full,
+    invertible_conv1x1_lu,
+)
+
+__all__ = [
+    "actnorm",
+    "actnorm_statistics",
+    "affine_coupling",
+    "invertible_conv1x1",
+    "invertible_conv1x1_full",
+    "invertible_conv1x1_lu",
+]

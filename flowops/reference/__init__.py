@@ -1,0 +1,22 @@
+"""Pure-PyTorch twins of :mod:`flowops.ops`: same names, same arguments, same results.
+
+They define what the kernels must compute, serve `torch.func` transforms and forward-mode AD, and run
+wherever PyTorch runs. This package imports torch alone.
+"""
+
+from .actnorm import actnorm, actnorm_statistics
+from .affine_coupling import affine_coupling
+from .invertible_conv1x1 import (
+    invertible_conv1x1,
+    invertible_conv1x1_full,
+    invertible_conv1x1_lu,
+)
+
+__all__ = [
+    "actnorm",
+    "actnorm_statistics",
+    "affine_coupling",
+    "invertible_conv1x1",
+    "invertible_conv1x1_full",
+    "invertible_conv1x1_lu",
+]
