@@ -2,8 +2,10 @@
 
 from flowops.reference import (
     actnorm,
+    actnorm_inverse,
     actnorm_statistics,
     affine_coupling,
+    affine_coupling_inverse,
     invertible_conv1x1,
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
@@ -11,8 +13,10 @@ from flowops.reference import (
 
 __all__ = [
     "actnorm",
+    "actnorm_inverse",
     "actnorm_statistics",
     "affine_coupling",
+    "affine_coupling_inverse",
     "invertible_conv1x1",
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",

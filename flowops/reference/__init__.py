@@ -4,8 +4,8 @@ They define what the kernels must compute, serve `torch.func` transforms and for
 wherever PyTorch runs. This package imports torch alone.
 """
 
-from .actnorm import actnorm, actnorm_statistics
-from .affine_coupling import affine_coupling
+from .actnorm import actnorm, actnorm_inverse, actnorm_statistics
+from .affine_coupling import affine_coupling, affine_coupling_inverse
 from .invertible_conv1x1 import (
     invertible_conv1x1,
     invertible_conv1x1_full,
@@ -14,8 +14,10 @@ from .invertible_conv1x1 import (
 
 __all__ = [
     "actnorm",
+    "actnorm_inverse",
     "actnorm_statistics",
     "affine_coupling",
+    "affine_coupling_inverse",
     "invertible_conv1x1",
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def actnorm(
-    x: Tensor, bias: Tensor, log_scale: Tensor, *, logdet: Tensor | None = None, inverse: bool = False
+    x: Tensor, bias: Tensor, log_scale: Tensor, *, logdet: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """See :func:`flowops.ops.actnorm`."""
+    b, s = _per_channel(x, bias), _per_channel(x, log_scale)
+    return ((x + b) * torch.exp(s)).to(x.dtype), _logdet(x, log_scale, logdet)
+
+
+def actnorm_inverse(
+    z: Tensor, bias: Tensor, log_scale: Tensor, *, logdet: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`flowops.ops.actnorm_inverse`."""
+    b, s = _per_channel(z, bias), _per_channel(z, log_scale)
+    return (z * torch.exp(-s) - b).to(z.dtype), _logdet(z, -log_scale, logdet)
+
+
+def _per_channel(x: Tensor, parameter: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    b, s = bias.to(wide).view(shape), log_scale.to(wide).view(shape)
-    z = x.to(wide) * torch.exp(-s) - b if inverse else (x.to(wide) + b) * torch.exp(s)
-    total = log_scale.to(wide).sum() * x[0, 0].numel() if x.size(0) else log_scale.to(wide).sum()
-    total = (-total if inverse else total).expand(x.size(0))
-    return z.to(x.dtype), total.clone() if logdet is None else total + logdet
+    return parameter.to(wide).view(-1, *[1] * (x.dim() - 2))
+
+
+def _logdet(x: Tensor, log_scale: Tensor, logdet: Tensor | None) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = log_scale.to(wide).sum() * math.prod(x.shape[2:])
+    return total.repeat(x.size(0)) if logdet is None else logdet + total
 
 
 def actnorm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

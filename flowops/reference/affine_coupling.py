@@ -45,9 +45,39 @@ def affine_coupling(
     start: int = 0,
     mask: Tensor | None = None,
     logdet: Tensor | None = None,
-    inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`flowops.ops.affine_coupling`."""
+    return _transform(x, params, scale, order, layout, amplitude, start, mask, logdet, False)
+
+
+def affine_coupling_inverse(
+    z: Tensor,
+    params: Tensor,
+    *,
+    scale: str = "exp",
+    order: str = "scale_then_shift",
+    layout: str = "scale_shift",
+    amplitude: Tensor | None = None,
+    start: int = 0,
+    mask: Tensor | None = None,
+    logdet: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`flowops.ops.affine_coupling_inverse`."""
+    return _transform(z, params, scale, order, layout, amplitude, start, mask, logdet, True)
+
+
+def _transform(
+    x: Tensor,
+    params: Tensor,
+    scale: str,
+    order: str,
+    layout: str,
+    amplitude: Tensor | None,
+    start: int,
+    mask: Tensor | None,
+    logdet: Tensor | None,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     raw, shift = split_params(params.to(wide), scale, layout)
     moved = x.to(wide).narrow(1, start, shift.size(1))
