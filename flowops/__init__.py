@@ -1,3 +1,5 @@
 """flowops: fast kernels, layers and models for invertible and latent-variable generative modelling."""
 
+from flowops import _library as _library  # loads the native modules
+
 __version__ = "0.1.0"

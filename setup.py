@@ -1,0 +1,282 @@
+"""Builds flowops' native modules against the torch of this environment; see CONTRIBUTING.md, "Build".
+
+``flowops._C`` holds schemas, autograd and autocast; each backend beside it holds kernels: one for every instruction
+set of the CPU, and one for CUDA. Sources are found by globs, so a new op needs no line here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "_build_backend"))
+
+from flowops_build import torch_requirement  # noqa: E402
+
+MIN_TORCH = (2, 11)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "flowops/__init__.py").read_text(), re.M
+).group(1)
+# Commands that describe the package without compiling it, and so need no torch.
+SOURCE_COMMANDS = {"sdist", "egg_info", "clean", "--version", "--name", "--help"}
+
+CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CPU_CAPABILITIES = {
+    "DEFAULT": [],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c".split(),
+}
+
+
+class BuildError(SystemExit):
+    """A build that cannot go on; the message is one sentence that names the cure."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"flowops: {message}")
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """Whether the CUDA kernels are built: the toolkit's version (None leaves them out) and why."""
+
+    version: str | None
+    reason: str
+
+
+def import_torch() -> Any:
+    """The installed torch, new enough to build against."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise BuildError(
+            "torch is not installed in this environment; run `pip install torch`, "
+            "or install flowops without --no-build-isolation"
+        ) from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
+        needed = ".".join(map(str, MIN_TORCH))
+        raise BuildError(
+            f"torch must be {needed} or newer, got {torch.__version__}; run `pip install 'torch>={needed}'`"
+        )
+    return torch
+
+
+def check_compiler(wraps: bool) -> str:
+    """The C++ compiler's program.
+
+    Args:
+        wraps: Whether torch itself puts ccache before the compiler, as it does from 2.12 on; a launcher named in CC
+            or CXX then gives way to it.
+    """
+    command = os.environ.get("CXX", "c++")
+    program = shlex.split(command)[-1]
+    if wraps:
+        for variable in {"CC", "CXX"} & os.environ.keys():
+            os.environ[variable] = shlex.split(os.environ[variable])[-1]
+    if shutil.which(program) is None:
+        raise BuildError(
+            f"no C++ compiler found (looked for {command!r}); install one (`apt-get install g++`) or set CXX"
+        )
+    return program
+
+
+def cpu_capabilities() -> list[str]:
+    """Instruction sets that this machine's compiler targets; every machine runs the first."""
+    return (
+        list(CPU_CAPABILITIES) if platform.machine().lower() in ("x86_64", "amd64") else ["DEFAULT"]
+    )
+
+
+def nvcc_version(cuda_home: str | None) -> str | None:
+    """Release of the toolkit's nvcc, such as "13.0", or None where there is no nvcc."""
+    nvcc = Path(cuda_home) / "bin/nvcc" if cuda_home else None
+    if nvcc is None or not nvcc.exists():
+        return None
+    release = re.search(
+        r"release (\d+\.\d+)", subprocess.check_output([nvcc, "--version"], text=True)
+    )
+    return release.group(1) if release else None
+
+
+def choose_cuda(
+    wanted: str | None, torch_cuda: str | None, toolkit: str | None, has_sources: bool
+) -> Cuda:
+    """Decides whether to build the CUDA kernels.
+
+    Args:
+        wanted: The variable FLOWOPS_CUDA: None (build them where possible), "0" or "1".
+        torch_cuda: The CUDA version torch was built with, or None.
+        toolkit: The installed nvcc's version, or None.
+        has_sources: Whether there are CUDA sources.
+    """
+    if wanted not in (None, "", "0", "1"):
+        raise BuildError(f"FLOWOPS_CUDA must be 0, 1 or unset, got {wanted!r}")
+    if wanted == "0":
+        return Cuda(None, "FLOWOPS_CUDA=0")
+    if torch_cuda is None:
+        if wanted == "1":
+            raise BuildError(
+                "FLOWOPS_CUDA=1 needs a CUDA build of torch, got a CPU build; install one from pytorch.org, "
+                "or unset FLOWOPS_CUDA"
+            )
+        return Cuda(None, "this torch is a CPU build")
+    if toolkit is None:
+        if wanted == "1":
+            raise BuildError(
+                f"FLOWOPS_CUDA=1 needs nvcc, which was not found; install the CUDA {torch_cuda} toolkit and "
+                "put nvcc on PATH or set CUDA_HOME"
+            )
+        return Cuda(None, f"torch has CUDA {torch_cuda} but no nvcc was found")
+    if toolkit.split(".")[0] != torch_cuda.split(".")[0]:
+        raise BuildError(
+            f"nvcc is CUDA {toolkit} but torch was built with CUDA {torch_cuda}; install the CUDA {torch_cuda} "
+            "toolkit and set CUDA_HOME, or set FLOWOPS_CUDA=0 to build for the CPU alone"
+        )
+    if not has_sources:
+        return Cuda(None, "there are no CUDA sources")
+    return Cuda(toolkit, f"nvcc {toolkit}, torch CUDA {torch_cuda}")
+
+
+def sources(*patterns: str) -> list[str]:
+    """Paths under csrc that match, relative to the root and in a fixed order."""
+    return sorted(
+        str(path.relative_to(ROOT))
+        for pattern in patterns
+        for path in (ROOT / "csrc").glob(pattern)
+    )
+
+
+def cuda_architectures(cpp_extension: Any) -> str:
+    """Architectures nvcc compiles for (TORCH_CUDA_ARCH_LIST, else torch's choice), such as "sm_80 sm_90"."""
+    flags = " ".join(cpp_extension._get_cuda_arch_flags())
+    return " ".join(sorted(set(re.findall(r"code=((?:sm|compute)_\w+)", flags))))
+
+
+def extension(
+    cpp_extension: Any, name: str, files: list[str], flags: list[str], macros: dict[str, str]
+) -> Any:
+    """One C++ extension module of the package."""
+    # As system headers, torch's raise no warnings.
+    headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    return cpp_extension.CppExtension(
+        f"flowops.{name}",
+        files,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=list(macros.items()),
+        extra_compile_args=[*CXX_FLAGS, *headers, *flags],
+        extra_link_args=["-fopenmp"],
+    )
+
+
+def cuda_extension(cpp_extension: Any, cxx: str) -> Any:
+    """The CUDA backend; its .cu files include no torch header and so compile with the host flags alone."""
+    nvcc_flags = [
+        "-O3",
+        "--threads=2",
+        "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra",
+        "-Xfatbin=-compress-all",
+    ]
+    headers = [f"-isystem{path}" for path in cpp_extension.include_paths("cuda")]
+    return cpp_extension.CUDAExtension(
+        "flowops._cuda",
+        [*sources("cuda/*.cu", "cuda/*_cuda.cpp"), "csrc/common/python_module.cpp"],
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": [*CXX_FLAGS, *headers], "nvcc": [*nvcc_flags, f"-ccbin={cxx}"]},
+    )
+
+
+def native_modules(torch: Any) -> list[Any]:
+    """Every extension module that this environment can build, announced in one line."""
+    from torch.utils import cpp_extension
+
+    cxx = check_compiler(hasattr(cpp_extension, "_wrap_compiler"))
+    capabilities = cpu_capabilities()
+    toolkit = nvcc_version(cpp_extension.CUDA_HOME)
+    cuda = choose_cuda(
+        os.environ.get("FLOWOPS_CUDA"),
+        torch.version.cuda,
+        toolkit,
+        bool(sources("cuda/*.cu", "cuda/*_cuda.cpp")),
+    )
+    architectures = cuda_architectures(cpp_extension) if cuda.version else ""
+    macros = {
+        "FLOWOPS_VERSION": f'"{VERSION}"',
+        "FLOWOPS_TORCH_VERSION": f'"{torch.__version__}"',
+        "FLOWOPS_CPU_CAPABILITIES": f'"{" ".join(capabilities)}"',
+        "FLOWOPS_CUDA_VERSION": f'"{cuda.version or ""}"',
+        "FLOWOPS_CUDA_ARCHITECTURES": f'"{architectures}"',
+    }
+    core = sources("bindings.cpp", "autocast.cpp", "ops/*.cpp", "autograd/*.cpp")
+    modules = [extension(cpp_extension, "_C", core, [], macros)]
+    kernels = [*sources("cpu/*.cpp"), "csrc/common/python_module.cpp"]
+    for name in capabilities:
+        capability = {"CPU_CAPABILITY": name, f"CPU_CAPABILITY_{name}": None}
+        modules.append(
+            extension(
+                cpp_extension, f"_cpu_{name.lower()}", kernels, CPU_CAPABILITIES[name], capability
+            )
+        )
+    if cuda.version:
+        modules.append(cuda_extension(cpp_extension, cxx))
+    cuda_said = f"CUDA kernels for {architectures}" if cuda.version else "no CUDA kernels"
+    print(
+        f"flowops {VERSION}: building against torch {torch.__version__}: CPU kernels for "
+        f"{', '.join(capabilities)}; {cuda_said} ({cuda.reason})",
+        file=sys.stderr,
+    )
+    return modules
+
+
+def build_extension_command(torch: Any) -> type:
+    """torch's build_ext with an object folder for each module, and a record of the torch built against."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildFlowops(BuildExtension):
+        def run(self) -> None:
+            os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
+            super().run()
+            record = Path(self.get_ext_fullpath("flowops._C")).parent / "_built_for.py"
+            record.write_text(
+                '"""Written by setup.py: the torch that the native modules beside this file were built against."""'
+                f'\n\nTORCH_VERSION = "{torch.__version__}"\n'
+            )
+
+        def build_extension(self, ext: Any) -> None:
+            # The CPU kernels are the same sources three times over, and would share object files.
+            shared = self.build_temp
+            self.build_temp = os.path.join(shared, ext.name)
+            try:
+                super().build_extension(ext)
+            finally:
+                self.build_temp = shared
+
+    return BuildFlowops
+
+
+def main() -> None:
+    """Runs setuptools with the modules that the command at hand needs."""
+    needs_torch = not SOURCE_COMMANDS.intersection(sys.argv[1:])
+    options: dict[str, Any] = {
+        "install_requires": ["torch>=" + ".".join(map(str, MIN_TORCH)), "numpy"]
+    }
+    if needs_torch:
+        torch = import_torch()
+        requirement = torch_requirement(torch.__version__, Path(torch.__file__).parent)
+        options["install_requires"] = [requirement, "numpy"]
+        options["ext_modules"] = native_modules(torch)
+        options["cmdclass"] = {"build_ext": build_extension_command(torch)}
+    setup(**options)
+
+
+if __name__ == "__main__":
+    main()
