@@ -1,0 +1,187 @@
+// A vector of lanes over the GCC/Clang vector extensions, with the vocabulary of math/scalar.h, so that
+// csrc/math is written once. The width follows the instruction set a file is compiled for. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#include "math/scalar.h"
+
+namespace flowops {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+struct FloatTraits;
+template <>
+struct FloatTraits<float> {
+  using Int = int32_t;
+  typedef float Native __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissaBits = 23, kBias = 127, kExpDegree = 7, kLogTerms = 5;
+  static constexpr float kExpLow = -104.f, kExpHigh = 89.f, kRound = 12582912.f;  // 1.5 * 2^23
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+};
+template <>
+struct FloatTraits<double> {
+  using Int = int64_t;
+  typedef double Native __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissaBits = 52, kBias = 1023, kExpDegree = 13, kLogTerms = 11;
+  static constexpr double kExpLow = -746., kExpHigh = 710., kRound = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
+};
+
+template <typename T>
+struct Vec {
+  using Int = typename FloatTraits<T>::Int;
+  using Native = typename FloatTraits<T>::Native;
+  using Bits = typename FloatTraits<T>::Bits;
+  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+  struct Mask {
+    Bits lanes;
+    friend Mask operator&(Mask a, Mask b) { return {a.lanes & b.lanes}; }
+  };
+
+  Native lanes;
+
+  Vec() = default;
+  Vec(T value) : lanes(value - Native{}) {}
+  explicit Vec(Native native) : lanes(native) {}
+
+  static Vec load(const T* source) {
+    Vec result;
+    std::memcpy(&result.lanes, source, sizeof(Native));
+    return result;
+  }
+  void store(T* target) const { std::memcpy(target, &lanes, sizeof(Native)); }
+
+  // The first `count` lanes; the others read as zero and are not written.
+  static Vec load(const T* source, int64_t count) {
+    Vec result(Native{});
+    std::memcpy(&result.lanes, source, count * sizeof(T));
+    return result;
+  }
+  void store(T* target, int64_t count) const { std::memcpy(target, &lanes, count * sizeof(T)); }
+
+  static Mask first(int64_t count) {
+    Bits index;
+    for (int i = 0; i < kLanes; ++i) index[i] = i;
+    return {index < (static_cast<Int>(count) - Bits{})};
+  }
+
+  T sum() const {
+    T total = lanes[0];
+    for (int i = 1; i < kLanes; ++i) total += lanes[i];
+    return total;
+  }
+
+  Vec& operator+=(Vec other) { return *this = *this + other; }
+  Vec& operator*=(Vec other) { return *this = *this * other; }
+  friend Vec operator+(Vec a, Vec b) { return Vec(a.lanes + b.lanes); }
+  friend Vec operator-(Vec a, Vec b) { return Vec(a.lanes - b.lanes); }
+  friend Vec operator*(Vec a, Vec b) { return Vec(a.lanes * b.lanes); }
+  friend Vec operator/(Vec a, Vec b) { return Vec(a.lanes / b.lanes); }
+  friend Vec operator-(Vec a) { return Vec(-a.lanes); }
+  friend Mask operator<(Vec a, Vec b) { return {a.lanes < b.lanes}; }
+  friend Mask operator>(Vec a, Vec b) { return {a.lanes > b.lanes}; }
+  friend Mask operator>=(Vec a, Vec b) { return {a.lanes >= b.lanes}; }
+  friend Mask operator!=(Vec a, Vec b) { return {a.lanes != b.lanes}; }
+};
+
+template <typename T>
+Vec<T> select(typename Vec<T>::Mask condition, Vec<T> yes, Vec<T> no) {
+  return Vec<T>(condition.lanes ? yes.lanes : no.lanes);
+}
+
+template <typename T>
+Vec<T> abs(Vec<T> x) {
+  return select(x < Vec<T>(0), -x, x);
+}
+
+// p * 2^n, by two factors so that neither overflows before the product does.
+template <typename T>
+Vec<T> scale_by_power_of_two(Vec<T> p, Vec<T> n) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm512_maskz_scalef_ps(-1, p.lanes, n.lanes));
+  } else {
+    return Vec<T>(_mm512_maskz_scalef_pd(-1, p.lanes, n.lanes));
+  }
+#else
+  using Traits = FloatTraits<T>;
+  using Bits = typename Vec<T>::Bits;
+  const Bits exponent = __builtin_convertvector(n.lanes, Bits);
+  const Bits half = exponent >> 1;
+  const Bits first = (half + Traits::kBias) << Traits::kMantissaBits;
+  const Bits second = (exponent - half + Traits::kBias) << Traits::kMantissaBits;
+  Vec<T> a, b;
+  std::memcpy(&a.lanes, &first, sizeof(first));
+  std::memcpy(&b.lanes, &second, sizeof(second));
+  return p * a * b;
+#endif
+}
+
+// Cody-Waite reduction to |r| <= ln(2)/2 and the Taylor polynomial; 0, inf and NaN as std::exp gives them.
+template <typename T>
+Vec<T> exp(Vec<T> x) {
+  using Traits = FloatTraits<T>;
+  x = select(x < Vec<T>(Traits::kExpLow), Vec<T>(Traits::kExpLow), x);
+  x = select(x > Vec<T>(Traits::kExpHigh), Vec<T>(Traits::kExpHigh), x);
+  const Vec<T> n = x * Vec<T>(T(1.4426950408889634)) + Vec<T>(Traits::kRound) - Vec<T>(Traits::kRound);
+  const Vec<T> r = x - n * Vec<T>(Traits::kLn2High) - n * Vec<T>(Traits::kLn2Low);
+  T coefficient = 1;
+  for (int k = 2; k <= Traits::kExpDegree; ++k) coefficient /= T(k);
+  Vec<T> p(coefficient);
+  for (int k = Traits::kExpDegree; k >= 1; --k) {
+    coefficient *= T(k);
+    p = p * r + Vec<T>(coefficient);
+  }
+  return scale_by_power_of_two(p, n);
+}
+
+// For positive normal numbers: x = 2^e m with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh((m-1)/(m+1)).
+template <typename T>
+Vec<T> log(Vec<T> x) {
+  using Traits = FloatTraits<T>;
+  using Bits = typename Vec<T>::Bits;
+  using Int = typename Vec<T>::Int;
+  const T sqrt_half = T(0.70710678118654752);
+  Int offset;
+  std::memcpy(&offset, &sqrt_half, sizeof(T));
+  Bits bits;
+  std::memcpy(&bits, &x.lanes, sizeof(bits));
+  const Bits exponent = (bits - offset) >> Traits::kMantissaBits;
+  bits -= exponent << Traits::kMantissaBits;
+  Vec<T> m;
+  std::memcpy(&m.lanes, &bits, sizeof(bits));
+  const Vec<T> f = (m - Vec<T>(1)) / (m + Vec<T>(1));
+  const Vec<T> f2 = f * f;
+  Vec<T> p(T(2) / T(2 * Traits::kLogTerms - 1));
+  for (int k = Traits::kLogTerms - 1; k >= 1; --k) p = p * f2 + Vec<T>(T(2) / T(2 * k - 1));
+  const Vec<T> e(__builtin_convertvector(exponent, typename Vec<T>::Native));
+  return e * Vec<T>(Traits::kLn2High) + (e * Vec<T>(Traits::kLn2Low) + f * p);
+}
+
+// Lambert's continued fraction below 0.3, where 1 - 2 / (exp(2x) + 1) would cancel.
+template <typename T>
+Vec<T> tanh(Vec<T> x) {
+  const Vec<T> size = abs(x), y = x * x;
+  const Vec<T> small =
+      x * (((y + Vec<T>(378)) * y + Vec<T>(17325)) * y + Vec<T>(135135)) /
+      (((Vec<T>(28) * y + Vec<T>(3150)) * y + Vec<T>(62370)) * y + Vec<T>(135135));
+  const Vec<T> large = Vec<T>(1) - Vec<T>(2) / (exp(size + size) + Vec<T>(1));
+  return select(size < Vec<T>(T(0.3)), small, select(x < Vec<T>(0), -large, large));
+}
+
+}  // namespace flowops

@@ -1,0 +1,26 @@
+// The vocabulary of csrc/math for one value: what vec.h offers for a vector of lanes. Torch-free.
+#pragma once
+
+#include <cmath>
+
+#include "common/macros.h"
+
+namespace flowops {
+
+// clang-format off
+FLOWOPS_HOST_DEVICE float exp(float x) { return ::expf(x); }
+FLOWOPS_HOST_DEVICE double exp(double x) { return ::exp(x); }
+FLOWOPS_HOST_DEVICE float log(float x) { return ::logf(x); }
+FLOWOPS_HOST_DEVICE double log(double x) { return ::log(x); }
+FLOWOPS_HOST_DEVICE float tanh(float x) { return ::tanhf(x); }
+FLOWOPS_HOST_DEVICE double tanh(double x) { return ::tanh(x); }
+FLOWOPS_HOST_DEVICE float abs(float x) { return ::fabsf(x); }
+FLOWOPS_HOST_DEVICE double abs(double x) { return ::fabs(x); }
+// clang-format on
+
+template <typename T>
+FLOWOPS_HOST_DEVICE T select(bool condition, T yes, T no) {
+  return condition ? yes : no;
+}
+
+}  // namespace flowops
