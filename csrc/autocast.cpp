@@ -1,0 +1,28 @@
+// What each op does under autocast. The state of a flow stays float32: halves lose whole nats of log-det.
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "ops/affine_coupling.h"
+
+namespace flowops {
+namespace {
+
+using at::autocast::CastPolicy;
+
+template <auto* kOp, CastPolicy kPolicy, c10::DeviceType kDevice>
+auto* with_policy() {
+  using Signature = std::remove_pointer_t<decltype(kOp)>;
+  return &at::autocast::WrapFunction<kPolicy, kDevice, Signature, Signature, kOp>::type::call;
+}
+
+template <c10::DeviceType kDevice>
+void register_policies(torch::Library& m) {
+  m.impl("affine_coupling", with_policy<&affine_coupling, CastPolicy::fp32, kDevice>());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(flowops, AutocastCPU, m) { register_policies<c10::DeviceType::CPU>(m); }
+TORCH_LIBRARY_IMPL(flowops, AutocastCUDA, m) { register_policies<c10::DeviceType::CUDA>(m); }
+
+}  // namespace flowops

@@ -1,0 +1,282 @@
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <vector>
+
+#include "common/dispatch.h"
+#include "common/vec.h"
+#include "cpu/tile.h"
+#include "math/affine_coupling.h"
+#include "ops/affine_coupling_operands.h"
+
+namespace flowops {
+namespace {
+
+// Elements below which a second thread costs more than it brings.
+constexpr int64_t kGrain = 4096;
+
+template <typename T>
+struct ForwardTile {
+  const T *x, *raw, *shift, *amplitude, *mask;  // the last two may be null
+  T* z;
+  int64_t size;
+  ShiftPlacement placement;
+};
+
+// Returns the sum of log f over the tile.
+template <typename T, typename Map, bool kInverse>
+double forward_tile(const ForwardTile<T>& t) {
+  using V = Vec<T>;
+  const V first(t.placement.first), last(t.placement.last), zero(0), one(1);
+  V sum(0), product(1);
+  const auto step = [&](int64_t i, auto load, auto keep_lanes, auto store) {
+    const V x = load(t.x + i), shift = load(t.shift + i);
+    const V raw = t.raw ? load(t.raw + i) : zero;
+    const auto terms = Map::evaluate(raw, t.amplitude ? load(t.amplitude + i) : zero);
+    const V factor = kInverse ? terms.reciprocal : terms.value;
+    V z = affine_coupling_transform(x, factor, first * shift, last * shift);
+    V log_sum = keep_lanes(terms.log_sum, zero), log_product = keep_lanes(terms.log_product, one);
+    if (t.mask) {
+      const auto kept = load(t.mask + i) != zero;
+      z = select(kept, x, z);
+      log_sum = select(kept, zero, log_sum);
+      log_product = select(kept, one, log_product);
+    }
+    store(t.z + i, z);
+    sum += log_sum;
+    product *= log_product;
+  };
+  int64_t i = 0, factors = 0;
+  for (; i + V::kLanes <= t.size; i += V::kLanes) {
+    step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; },
+         [](T* p, V v) { v.store(p); });
+    if (++factors == kMaxLogFactors - 1) {
+      sum = sum - log(product);
+      product = one;
+      factors = 0;
+    }
+  }
+  if (const int64_t rest = t.size - i; rest > 0) {
+    const auto valid = V::first(rest);
+    step(i, [rest](const T* p) { return V::load(p, rest); },
+         [&valid](V v, V neutral) { return select(valid, v, neutral); },
+         [rest](T* p, V v) { v.store(p, rest); });
+  }
+  return (sum - log(product)).sum();
+}
+
+template <typename T>
+struct BackwardTile {
+  const T *grad_z, *saved, *raw, *amplitude, *mask;  // the last two may be null
+  T *grad_x, *grad_raw, *grad_shift, *grad_amplitude;  // the last may be null
+  int64_t size;
+  T grad_logdet;
+  bool shift_first;
+};
+
+template <typename T, typename Map, bool kInverse>
+void backward_tile(const BackwardTile<T>& t) {
+  using V = Vec<T>;
+  const V grad_logdet(t.grad_logdet), zero(0);
+  const auto step = [&](int64_t i, auto load, auto store) {
+    const V grad_z = load(t.grad_z + i);
+    const auto terms = Map::evaluate(load(t.raw + i), t.amplitude ? load(t.amplitude + i) : zero);
+    auto grad = affine_coupling_gradient(grad_z, grad_logdet, load(t.saved + i), terms, t.shift_first, kInverse);
+    if (t.mask) {
+      const auto kept = load(t.mask + i) != zero;
+      grad.x = select(kept, grad_z, grad.x);
+      grad.raw = select(kept, zero, grad.raw);
+      grad.shift = select(kept, zero, grad.shift);
+      grad.amplitude = select(kept, zero, grad.amplitude);
+    }
+    store(t.grad_x + i, grad.x);
+    store(t.grad_raw + i, grad.raw);
+    store(t.grad_shift + i, grad.shift);
+    if (t.grad_amplitude) store(t.grad_amplitude + i, grad.amplitude);
+  };
+  int64_t i = 0;
+  for (; i + V::kLanes <= t.size; i += V::kLanes) {
+    step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
+  }
+  if (const int64_t rest = t.size - i; rest > 0) {
+    step(i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
+  }
+}
+
+template <typename T, template <typename> class Tile, typename Result>
+using TileFunction = Result (*)(const Tile<T>&);
+
+template <typename T>
+TileFunction<T, ForwardTile, double> pick_forward(ScaleMap map, bool inverse) {
+  switch (map) {
+    case ScaleMap::kAdditive: return inverse ? forward_tile<T, AdditiveScale, true> : forward_tile<T, AdditiveScale, false>;
+    case ScaleMap::kExp: return inverse ? forward_tile<T, ExpScale, true> : forward_tile<T, ExpScale, false>;
+    case ScaleMap::kTanhExp: return inverse ? forward_tile<T, TanhExpScale, true> : forward_tile<T, TanhExpScale, false>;
+    case ScaleMap::kSigmoid: return inverse ? forward_tile<T, SigmoidScale, true> : forward_tile<T, SigmoidScale, false>;
+  }
+  return nullptr;
+}
+
+template <typename T>
+TileFunction<T, BackwardTile, void> pick_backward(ScaleMap map, bool inverse) {
+  switch (map) {
+    case ScaleMap::kAdditive: break;  // composed in autograd: no arithmetic worth a kernel
+    case ScaleMap::kExp: return inverse ? backward_tile<T, ExpScale, true> : backward_tile<T, ExpScale, false>;
+    case ScaleMap::kTanhExp: return inverse ? backward_tile<T, TanhExpScale, true> : backward_tile<T, TanhExpScale, false>;
+    case ScaleMap::kSigmoid: return inverse ? backward_tile<T, SigmoidScale, true> : backward_tile<T, SigmoidScale, false>;
+  }
+  return nullptr;
+}
+
+template <typename scalar_t>
+void copy_kept(const KeptBlock (&blocks)[2], int64_t batch) {
+  for (const KeptBlock& block : blocks) {
+    for (int64_t r = 0; r < block.outer; ++r) {
+      const scalar_t* source =
+          static_cast<const scalar_t*>(block.source.data) + batch * block.source.batch + r * block.source.outer;
+      scalar_t* target = static_cast<scalar_t*>(block.target.data) + batch * block.target.batch + r * block.target.outer;
+      if (block.source.inner == 1 && block.target.inner == 1) {
+        std::memcpy(target, source, block.inner * sizeof(scalar_t));
+      } else {
+        for (int64_t c = 0; c < block.inner; ++c) target[c * block.target.inner] = source[c * block.source.inner];
+      }
+    }
+  }
+}
+
+// Calls body(buffers, batch, chunk) for every sample and fixed chunk of it, in parallel.
+template <typename Params, typename Body>
+void for_each_chunk(const Params& p, int64_t chunks, const Body& body) {
+  const int64_t work = std::max<int64_t>(1, p.outer * p.inner / chunks);
+  at::parallel_for(0, p.batch * chunks, std::max<int64_t>(1, kGrain / work), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) body(task / chunks, task % chunks);
+  });
+}
+
+template <typename scalar_t, typename opmath_t>
+double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
+                     TileFunction<opmath_t, ForwardTile, double> run) {
+  alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
+  alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
+  const auto placement = shift_placement(p.shift_then_scale, p.inverse);
+  double logdet = 0;
+  const int64_t end = std::min(grid.tiles(), (chunk + 1) * kTilesPerChunk);
+  for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
+    const Tile t = grid.tile(batch, index);
+    ForwardTile<opmath_t> tile{};
+    tile.x = load_tile<scalar_t>(p.x, t, x);
+    tile.shift = load_tile<scalar_t>(p.shift, t, shift);
+    if (p.raw.data) tile.raw = load_tile<scalar_t>(p.raw, t, raw);
+    if (p.amplitude.data) tile.amplitude = load_tile<opmath_t>(p.amplitude, t, amplitude);
+    if (p.mask.data) tile.mask = load_tile<bool>(p.mask, t, mask);
+    tile.z = output_tile<scalar_t>(p.z, t, z);
+    tile.size = t.size();
+    tile.placement = placement;
+    logdet += run(tile);
+    store_tile<scalar_t>(p.z, t, tile.z);
+  }
+  return p.inverse ? -logdet : logdet;
+}
+
+template <typename scalar_t, typename opmath_t>
+void run_forward(const AffineCouplingParams& p) {
+  const TileGrid grid(p.outer, p.inner);
+  const auto run = pick_forward<opmath_t>(p.scale_map, p.inverse);
+  const int64_t chunks = grid.chunks();
+  auto* logdet = static_cast<opmath_t*>(p.logdet);
+  const auto* logdet_in = static_cast<const opmath_t*>(p.logdet_in);
+  const auto finish = [&](int64_t batch, double total) {
+    logdet[batch] = static_cast<opmath_t>(total + (logdet_in ? double(logdet_in[batch]) : 0.0));
+  };
+  std::vector<double> partial(chunks > 1 ? p.batch * chunks : 0);
+  for_each_chunk(p, chunks, [&](int64_t batch, int64_t chunk) {
+    if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
+    const double total = forward_chunk<scalar_t, opmath_t>(p, grid, batch, chunk, run);
+    if (chunks == 1) {
+      finish(batch, total);
+    } else {
+      partial[batch * chunks + chunk] = total;
+    }
+  });
+  for (int64_t batch = 0; chunks > 1 && batch < p.batch; ++batch) {
+    double total = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial[batch * chunks + chunk];
+    finish(batch, total);
+  }
+}
+
+template <typename scalar_t, typename opmath_t>
+void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t batch,
+                    int64_t chunk, TileFunction<opmath_t, BackwardTile, void> run) {
+  alignas(64) opmath_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
+  alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
+  alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize], grad_amplitude[kTileSize];
+  const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
+  const int64_t end = std::min(grid.tiles(), (chunk + 1) * kTilesPerChunk);
+  for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
+    const Tile t = grid.tile(batch, index);
+    BackwardTile<opmath_t> tile{};
+    tile.grad_z = load_tile<scalar_t>(p.grad_z, t, grad_z);
+    tile.saved = load_tile<scalar_t>(p.saved, t, saved);
+    tile.raw = load_tile<scalar_t>(p.raw, t, raw);
+    if (p.amplitude.data) tile.amplitude = load_tile<opmath_t>(p.amplitude, t, amplitude);
+    if (p.mask.data) tile.mask = load_tile<bool>(p.mask, t, mask);
+    tile.grad_x = output_tile<scalar_t>(p.grad_x, t, grad_x);
+    tile.grad_raw = output_tile<scalar_t>(p.grad_raw, t, grad_raw);
+    tile.grad_shift = output_tile<scalar_t>(p.grad_shift, t, grad_shift);
+    if (p.grad_amplitude.data) tile.grad_amplitude = output_tile<opmath_t>(p.grad_amplitude, t, grad_amplitude);
+    tile.size = t.size();
+    tile.grad_logdet = grad_logdet[batch * p.grad_logdet_stride];
+    tile.shift_first = p.shift_then_scale != p.inverse;
+    run(tile);
+    store_tile<scalar_t>(p.grad_x, t, tile.grad_x);
+    store_tile<scalar_t>(p.grad_raw, t, tile.grad_raw);
+    store_tile<scalar_t>(p.grad_shift, t, tile.grad_shift);
+    if (p.grad_amplitude.data) store_tile<opmath_t>(p.grad_amplitude, t, tile.grad_amplitude);
+  }
+}
+
+template <typename scalar_t, typename opmath_t>
+void run_backward(const AffineCouplingBackwardParams& p) {
+  const TileGrid grid(p.outer, p.inner);
+  const auto run = pick_backward<opmath_t>(p.scale_map, p.inverse);
+  for_each_chunk(p, grid.chunks(), [&](int64_t batch, int64_t chunk) {
+    if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
+    backward_chunk<scalar_t, opmath_t>(p, grid, batch, chunk, run);
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> affine_coupling_cpu(const at::Tensor& x, const at::Tensor& params,
+                                                       const OptionalTensor& amplitude,
+                                                       const OptionalTensor& mask,
+                                                       const OptionalTensor& logdet, int64_t start,
+                                                       int64_t scale, int64_t order, int64_t layout,
+                                                       bool inverse) {
+  const CouplingOptions options{start, scale, order, layout, inverse};
+  check_affine_coupling_inputs(x, params, amplitude, mask, logdet, options);
+  const auto call = prepare_affine_coupling(x, params, amplitude, mask, logdet, options);
+  FLOWOPS_DISPATCH(x.scalar_type(), kAffineCoupling, [&] { run_forward<scalar_t, opmath_t>(call.p); });
+  return {call.z, call.logdet};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward_cpu(
+    const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
+    const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask, int64_t start,
+    int64_t scale, int64_t order, int64_t layout, bool inverse) {
+  const CouplingOptions options{start, scale, order, layout, inverse};
+  check_affine_coupling_backward_inputs(grad_z, grad_logdet, saved, params, amplitude, mask, options);
+  const auto call =
+      prepare_affine_coupling_backward(grad_z, grad_logdet, saved, params, amplitude, mask, options);
+  FLOWOPS_DISPATCH(saved.scalar_type(), kAffineCoupling, [&] { run_backward<scalar_t, opmath_t>(call.p); });
+  return {call.grad_x, call.grad_params, reduce_grad_amplitude(call.grad_amplitude, amplitude, saved)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(flowops, CPU, m) {
+  m.impl("affine_coupling", &affine_coupling_cpu);
+  m.impl("affine_coupling_backward", &affine_coupling_backward_cpu);
+}
+
+}  // namespace flowops

@@ -1,0 +1,121 @@
+// affine_coupling: contract, checks and operands, shared by the backends.
+//
+// x (B, C, *S); params (B, 2n, *S), or (B, n, *S) for an additive coupling; channels [start, start + n) of x
+// are moved, the others copied. Returns z like x and logdet (B,), nats, in the accumulation type.
+#pragma once
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <tuple>
+
+#include "common/checks.h"
+#include "common/layout.h"
+#include "ops/affine_coupling_params.h"
+
+namespace flowops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+enum class ParamsLayout : int {
+  kScaleShift = 0,
+  kShiftScale = 1,
+  kScaleShiftInterleaved = 2,
+  kShiftScaleInterleaved = 3,
+};
+
+// The plain arguments of the op, in the order of its schema.
+struct CouplingOptions {
+  int64_t start, scale, order, layout;
+  bool inverse;
+
+  ScaleMap scale_map() const { return static_cast<ScaleMap>(scale); }
+  bool additive() const { return scale_map() == ScaleMap::kAdditive; }
+  bool shift_then_scale() const { return order == 1; }
+  bool shift_first() const { return shift_then_scale() != inverse; }
+  bool interleaved() const { return layout >= static_cast<int64_t>(ParamsLayout::kScaleShiftInterleaved); }
+  bool scale_leads() const { return layout % 2 == 0; }
+  int64_t moved(const at::Tensor& params) const { return additive() ? params.size(1) : params.size(1) / 2; }
+
+  // The raw scales (or the shifts) inside params, as a view.
+  at::Tensor part(const at::Tensor& params, bool want_scale) const {
+    if (additive()) return params;
+    const int64_t n = moved(params), index = want_scale == scale_leads() ? 0 : 1;
+    return interleaved() ? params.slice(1, index, params.size(1), 2) : params.narrow(1, index * n, n);
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> affine_coupling(
+    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
+    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
+    int64_t layout, bool inverse);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward(
+    const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
+    const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask, int64_t start,
+    int64_t scale, int64_t order, int64_t layout, bool inverse);
+
+inline constexpr const char* kAffineCoupling = "affine_coupling";
+
+inline void check_affine_coupling_params(const at::Tensor& x, const at::Tensor& params,
+                                         const OptionalTensor& amplitude, const OptionalTensor& mask,
+                                         const CouplingOptions& options) {
+  const char* op = kAffineCoupling;
+  FLOWOPS_CHECK(op, options.scale >= 0 && options.scale <= 3, "scale must be 0 to 3, got ", options.scale);
+  FLOWOPS_CHECK(op, options.order == 0 || options.order == 1, "order must be 0 or 1, got ", options.order);
+  FLOWOPS_CHECK(op, options.layout >= 0 && options.layout <= 3, "layout must be 0 to 3, got ", options.layout);
+  check_data(op, "x", x);
+  check_same_dtype(op, "params", params, x);
+  check_same_device(op, "params", params, x);
+  FLOWOPS_CHECK(op, params.dim() == x.dim() && params.size(0) == x.size(0) &&
+                        params.sizes().slice(2) == x.sizes().slice(2),
+                "params must have the batch and pixel sizes of x, ", x.sizes(), ", got ", params.sizes());
+  FLOWOPS_CHECK(op, options.additive() || params.size(1) % 2 == 0,
+                "params must have an even number of channels (scales and shifts), got ", params.size(1));
+  const int64_t n = options.moved(params);
+  FLOWOPS_CHECK(op, options.start >= 0 && options.start + n <= x.size(1), "start must leave room for the ", n,
+                " moved channels among the ", x.size(1), " of x, got ", options.start);
+  const bool wants_amplitude = options.scale_map() == ScaleMap::kTanhExp;
+  FLOWOPS_CHECK(op, amplitude.has_value() == wants_amplitude, "amplitude must ",
+                wants_amplitude ? "be given with scale tanh_exp, got None"
+                                : "be None unless scale is tanh_exp, got a tensor");
+  if (amplitude.has_value()) {
+    FLOWOPS_CHECK(op, amplitude->dim() == 0 || (amplitude->dim() == 1 && amplitude->size(0) == n),
+                  "amplitude must have shape [] or [", n, "], got ", amplitude->sizes());
+    FLOWOPS_CHECK(op, amplitude->is_floating_point(), "amplitude must be floating-point, got ",
+                  amplitude->scalar_type());
+    check_same_device(op, "amplitude", *amplitude, x);
+  }
+  if (mask.has_value()) {
+    FLOWOPS_CHECK(op, mask->scalar_type() == at::kBool, "mask must be bool, got ", mask->scalar_type());
+    auto target = x.sizes().slice(1).vec();
+    target[0] = n;
+    FLOWOPS_CHECK(op, at::is_expandable_to(mask->sizes(), target), "mask must broadcast to ",
+                  at::IntArrayRef(target), ", got ", mask->sizes());
+    check_same_device(op, "mask", *mask, x);
+  }
+}
+
+inline void check_affine_coupling_inputs(const at::Tensor& x, const at::Tensor& params,
+                                         const OptionalTensor& amplitude, const OptionalTensor& mask,
+                                         const OptionalTensor& logdet, const CouplingOptions& options) {
+  check_affine_coupling_params(x, params, amplitude, mask, options);
+  if (logdet.has_value()) check_logdet(kAffineCoupling, *logdet, x);
+}
+
+inline void check_affine_coupling_backward_inputs(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
+                                                  const at::Tensor& saved, const at::Tensor& params,
+                                                  const OptionalTensor& amplitude,
+                                                  const OptionalTensor& mask,
+                                                  const CouplingOptions& options) {
+  check_affine_coupling_params(saved, params, amplitude, mask, options);
+  FLOWOPS_CHECK(kAffineCoupling, !options.additive(), "scale must not be additive in the backward op, got 0");
+  check_same_dtype(kAffineCoupling, "grad_z", grad_z, saved);
+  FLOWOPS_CHECK(kAffineCoupling, grad_z.sizes() == saved.sizes(), "grad_z must have shape ", saved.sizes(),
+                ", got ", grad_z.sizes());
+  check_logdet(kAffineCoupling, grad_logdet, saved);
+}
+
+}  // namespace flowops

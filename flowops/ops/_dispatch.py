@@ -1,0 +1,56 @@
+"""When a public function runs its kernel, and when its pure-PyTorch twin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def transforms_active() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode AD is running, which C++ Functions refuse."""
+    return (
+        torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def index_of(op: str, argument: str, value: str, choices: tuple[str, ...]) -> int:
+    """Return the number by which the kernels know the choice ``value``.
+
+    Raises:
+        ValueError: If ``value`` is not among ``choices``.
+    """
+    try:
+        return choices.index(value)
+    except ValueError:
+        expected = ", ".join(map(repr, choices))
+        message = f"{op}: {argument} must be one of {expected}, got {value!r}"
+        raise ValueError(message) from None
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of log-determinants: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _channels_inner(x: Tensor) -> bool:
+    """Mirror ``channels_inner`` of csrc/common/layout.h for more than one pixel."""
+    if x.size(1) <= 1 or x.stride(1) != 1:
+        return False
+    stride, span = None, 0
+    for d in range(x.dim() - 1, 1, -1):
+        if x.size(d) == 1:
+            continue
+        if stride is None:
+            stride = x.stride(d)
+        elif x.stride(d) != span:
+            return False
+        span = x.stride(d) * x.size(d)
+    return stride != 1
+
+
+def empty_like_layout(x: Tensor) -> Tensor:
+    """Mirror ``empty_like_layout`` of csrc/common/layout.h: dense, channels innermost where they are in ``x``."""
+    if all(size == 1 for size in x.shape[2:]) or not _channels_inner(x):
+        return x.new_empty(x.shape)
+    return x.new_empty(x.size(0), *x.shape[2:], x.size(1)).movedim(-1, 1)
