@@ -1,7 +1,8 @@
-"""Builds flowops' native modules against the torch of this environment; see CONTRIBUTING.md, "Build".
+"""Builds flowops' native modules against the installed torch; CONTRIBUTING.md says how.
 
-``flowops._C`` holds schemas, autograd and autocast; each backend beside it holds kernels: one for every instruction
-set of the CPU, and one for CUDA. Sources are found by globs, so a new op needs no line here.
+``flowops._C`` holds schemas, autograd and autocast; the backends beside it hold kernels: one for
+every instruction set of the CPU, and one for CUDA. Sources are found by globs, so a new op
+needs no line here.
 """
 
 from __future__ import annotations
@@ -35,15 +36,13 @@ CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"
 CPU_CAPABILITIES = {
     "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c".split(),
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
 }
 
 
-class BuildError(SystemExit):
-    """A build that cannot go on; the message is one sentence that names the cure."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"flowops: {message}")
+def build_error(message: str) -> SystemExit:
+    """Ends a build that cannot go on; the message is one sentence that names the cure."""
+    return SystemExit(f"flowops: {message}")
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,15 @@ def import_torch() -> Any:
     try:
         import torch
     except ModuleNotFoundError:
-        raise BuildError(
+        raise build_error(
             "torch is not installed in this environment; run `pip install torch`, "
             "or install flowops without --no-build-isolation"
         ) from None
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
         needed = ".".join(map(str, MIN_TORCH))
-        raise BuildError(
-            f"torch must be {needed} or newer, got {torch.__version__}; run `pip install 'torch>={needed}'`"
+        raise build_error(
+            f"torch must be {needed} or newer, got {torch.__version__}; "
+            f"run `pip install 'torch>={needed}'`"
         )
     return torch
 
@@ -75,8 +75,8 @@ def check_compiler(wraps: bool) -> str:
     """The C++ compiler's program.
 
     Args:
-        wraps: Whether torch itself puts ccache before the compiler, as it does from 2.12 on; a launcher named in CC
-            or CXX then gives way to it.
+        wraps: Whether torch itself puts ccache before the compiler, as newer ones do; a launcher
+            named in CC or CXX then gives way to it.
     """
     command = os.environ.get("CXX", "c++")
     program = shlex.split(command)[-1]
@@ -84,8 +84,9 @@ def check_compiler(wraps: bool) -> str:
         for variable in {"CC", "CXX"} & os.environ.keys():
             os.environ[variable] = shlex.split(os.environ[variable])[-1]
     if shutil.which(program) is None:
-        raise BuildError(
-            f"no C++ compiler found (looked for {command!r}); install one (`apt-get install g++`) or set CXX"
+        raise build_error(
+            f"no C++ compiler found (looked for {command!r}); "
+            "install one (`apt-get install g++`) or set CXX"
         )
     return program
 
@@ -120,27 +121,27 @@ def choose_cuda(
         has_sources: Whether there are CUDA sources.
     """
     if wanted not in (None, "", "0", "1"):
-        raise BuildError(f"FLOWOPS_CUDA must be 0, 1 or unset, got {wanted!r}")
+        raise build_error(f"FLOWOPS_CUDA must be 0, 1 or unset, got {wanted!r}")
     if wanted == "0":
         return Cuda(None, "FLOWOPS_CUDA=0")
     if torch_cuda is None:
         if wanted == "1":
-            raise BuildError(
-                "FLOWOPS_CUDA=1 needs a CUDA build of torch, got a CPU build; install one from pytorch.org, "
-                "or unset FLOWOPS_CUDA"
+            raise build_error(
+                "FLOWOPS_CUDA=1 needs a CUDA build of torch, got a CPU build; "
+                "install one from pytorch.org, or unset FLOWOPS_CUDA"
             )
         return Cuda(None, "this torch is a CPU build")
     if toolkit is None:
         if wanted == "1":
-            raise BuildError(
-                f"FLOWOPS_CUDA=1 needs nvcc, which was not found; install the CUDA {torch_cuda} toolkit and "
-                "put nvcc on PATH or set CUDA_HOME"
+            raise build_error(
+                "FLOWOPS_CUDA=1 needs nvcc, which was not found; install the CUDA "
+                f"{torch_cuda} toolkit and put nvcc on PATH or set CUDA_HOME"
             )
         return Cuda(None, f"torch has CUDA {torch_cuda} but no nvcc was found")
     if toolkit.split(".")[0] != torch_cuda.split(".")[0]:
-        raise BuildError(
-            f"nvcc is CUDA {toolkit} but torch was built with CUDA {torch_cuda}; install the CUDA {torch_cuda} "
-            "toolkit and set CUDA_HOME, or set FLOWOPS_CUDA=0 to build for the CPU alone"
+        raise build_error(
+            f"nvcc is CUDA {toolkit} but torch was built with CUDA {torch_cuda}; install the CUDA "
+            f"{torch_cuda} toolkit and set CUDA_HOME, or set FLOWOPS_CUDA=0 for the CPU alone"
         )
     if not has_sources:
         return Cuda(None, "there are no CUDA sources")
@@ -157,7 +158,7 @@ def sources(*patterns: str) -> list[str]:
 
 
 def cuda_architectures(cpp_extension: Any) -> str:
-    """Architectures nvcc compiles for (TORCH_CUDA_ARCH_LIST, else torch's choice), such as "sm_80 sm_90"."""
+    """What nvcc compiles for, such as "sm_80 sm_90": TORCH_CUDA_ARCH_LIST, else torch's choice."""
     flags = " ".join(cpp_extension._get_cuda_arch_flags())
     return " ".join(sorted(set(re.findall(r"code=((?:sm|compute)_\w+)", flags))))
 
@@ -179,7 +180,7 @@ def extension(
 
 
 def cuda_extension(cpp_extension: Any, cxx: str) -> Any:
-    """The CUDA backend; its .cu files include no torch header and so compile with the host flags alone."""
+    """The CUDA backend."""
     nvcc_flags = [
         "-O3",
         "--threads=2",
@@ -238,23 +239,28 @@ def native_modules(torch: Any) -> list[Any]:
 
 
 def build_extension_command(torch: Any) -> type:
-    """torch's build_ext with an object folder for each module, and a record of the torch built against."""
+    """The build_ext of torch, with an object folder for each module, and a record of that torch."""
     from torch.utils.cpp_extension import BuildExtension
+
+    record = (
+        '"""Written by setup.py: the torch that the native modules here were built against."""\n'
+        f'\nTORCH_VERSION = "{torch.__version__}"\n'
+    )
 
     class BuildFlowops(BuildExtension):
         def run(self) -> None:
             os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
+            # A module of an earlier build, such as CUDA kernels since left out, must not be shipped.
+            for stale in Path(self.build_lib, "flowops").glob("_*.so"):
+                stale.unlink()
             super().run()
-            record = Path(self.get_ext_fullpath("flowops._C")).parent / "_built_for.py"
-            record.write_text(
-                '"""Written by setup.py: the torch that the native modules beside this file were built against."""'
-                f'\n\nTORCH_VERSION = "{torch.__version__}"\n'
-            )
+            Path(self.get_ext_fullpath("flowops._C")).with_name("_built_for.py").write_text(record)
 
         def build_extension(self, ext: Any) -> None:
-            # The CPU kernels are the same sources three times over, and would share object files.
+            # The CPU kernels are the same sources three times over, and would share object files;
+            # ninja does not see that torch's headers have changed.
             shared = self.build_temp
-            self.build_temp = os.path.join(shared, ext.name)
+            self.build_temp = os.path.join(shared, f"torch-{torch.__version__}", ext.name)
             try:
                 super().build_extension(ext)
             finally:

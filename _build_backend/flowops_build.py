@@ -1,8 +1,9 @@
 """PEP 517 backend: setuptools, plus the torch that the wheel is built against.
 
-A PyTorch extension must be built against the torch that will load it, yet build isolation hides that torch. In
-an environment that has torch this backend finds it from inside the isolation and builds against it; in one that
-has none it asks for one exact version, which the wheel then requires, so that build and run time agree.
+A PyTorch extension must be built against the torch that will load it, yet build isolation hides
+that torch. In an environment that has torch this backend finds it from inside the isolation and
+builds against it; in one that has none it asks for one exact version, which the wheel then
+requires, so that build and run time agree.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def installed_torch() -> tuple[str | None, list[str]]:
     """The torch of the environment that runs the build, seen from outside build isolation.
 
     Returns:
-        The path of its ``torch/__init__.py`` (None where torch is not installed) and that environment's import path.
+        The path of its ``torch/__init__.py`` (None where torch is not installed) and that
+        environment's import path.
     """
     # -E ignores the PYTHONPATH through which pip lays its isolated overlay over this interpreter.
     command = [sys.executable, "-E", "-c", _FIND_TORCH]
@@ -42,8 +44,8 @@ def installed_torch() -> tuple[str | None, list[str]]:
 def torch_requirement(version: str, location: str | Path) -> str:
     """What a wheel requires that was built against torch ``version`` imported from ``location``.
 
-    The minor version, since torch keeps its binary interface within one; the exact pin when that torch was
-    brought in for this build alone.
+    The minor version, since torch keeps its binary interface within one; the exact version when
+    that torch was brought in for this build alone.
     """
     outer, _ = installed_torch()
     if outer is not None and os.path.samefile(Path(outer).parent, Path(location)):

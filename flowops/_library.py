@@ -1,7 +1,8 @@
 """Loads the native modules that fit this machine, and says what they are.
 
-``flowops._C`` (schemas, autograd, autocast) is always loaded, then the CPU kernels of the instruction set that torch
-itself uses, then the CUDA kernels where torch has a GPU. Importing flowops runs this once.
+``flowops._C`` (schemas, autograd, autocast) is always loaded, then the CPU kernels of the
+instruction set that torch itself uses, then the CUDA kernels where torch has a GPU. Importing
+flowops runs this once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 _REINSTALL = "run `pip install --force-reinstall --no-deps .` in flowops' source folder"
-# Best first; torch names the baseline differently on each architecture, so what is unknown means DEFAULT.
+# Best first; torch's names on other architectures all mean DEFAULT here.
 _CPU_CAPABILITIES = ("AVX512", "AVX2", "DEFAULT")
 
 
@@ -22,7 +23,7 @@ def _minor(version: str) -> tuple[str, ...]:
 
 
 def check_torch_version(built: str, running: str) -> None:
-    """Refuses a torch whose binary interface differs from the one the native modules were built against.
+    """Refuses a torch of another minor version than the native modules were built against.
 
     Args:
         built: torch version at build time, such as "2.13.0+cpu".
@@ -62,8 +63,8 @@ def check_cuda_version(built: str, running: str | None) -> None:
     """
     if running is None or built.split(".")[0] != running.split(".")[0]:
         raise ImportError(
-            f"flowops was built for CUDA {built} but torch has CUDA {running}; {_REINSTALL} with the CUDA "
-            f"{running} toolkit"
+            f"flowops was built for CUDA {built} but torch has CUDA {running}; "
+            f"{_REINSTALL} with the CUDA {running} toolkit"
         )
 
 
@@ -94,9 +95,10 @@ def info() -> dict[str, Any]:
     """What was built and what is in use.
 
     Returns:
-        ``flowops``, ``torch_built``, ``torch_running``, ``compiler``: versions; ``cpu``: instruction set in use;
-        ``cpu_built``: those with kernels; ``cuda_built``: CUDA version of the kernels or None;
-        ``cuda_architectures``: those they were compiled for; ``cuda_usable``: whether they are loaded.
+        Versions under ``flowops``, ``torch_built``, ``torch_running`` and ``compiler``; the
+        instruction set in use under ``cpu`` and those with kernels under ``cpu_built``; the CUDA
+        kernels' version (None without them) under ``cuda_built``, their architectures under
+        ``cuda_architectures`` and whether they are loaded under ``cuda_usable``.
     """
     build, capabilities = _native.build_info(), _native.capabilities()
     return {

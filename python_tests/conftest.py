@@ -1,6 +1,11 @@
-"""Shared fixtures. ``--device`` picks what the op tests run on: cpu, cuda, or simt (CUDA kernels on the CPU)."""
+"""Shared fixtures.
+
+``--device`` picks what the op tests run on: cpu, cuda, or simt (CUDA kernels on the CPU).
+"""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
@@ -10,6 +15,22 @@ import flowops  # noqa: F401
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda", "simt"), default="cpu")
+    parser.addoption(
+        "--sanitize",
+        action="store_true",
+        help="with --device simt: kernels under AddressSanitizer and UBSan, see .ci/simt_sanitize",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the CUDA kernels, compiled for the CPU, in the place of the CPU kernels."""
+    if config.getoption("--device") == "simt":
+        from simt import build
+
+        # The dispatcher warns that kernels are replaced, which is the purpose.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.ops.load_library(build.build(sanitize=config.getoption("--sanitize")))
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,53 @@
 """Networks as flows: modules over :mod:`flowops.ops`."""
+
+from .actnorm import ActNorm, BatchNorm, DiagonalScale
+from .base import Bijector
+from .conditioner import MLP, ActNormConv2d, GatedResNet, GlowConvNet, ZeroConv2d
+from .containers import Inverse, MultiScale, Sequential
+from .conv1x1 import InvertibleConv1x1, PreparedConv, prepare
+from .coupling import AdditiveCoupling, AffineCoupling, checkerboard_mask
+from .permutation import (
+    Flatten,
+    Permutation,
+    Squeeze,
+    even_odd_permutation,
+    ordered_squeeze_permutation,
+    random_permutation,
+    reverse_permutation,
+)
+from .preprocess import Logit, Shift, dequantize, preprocessing
+from .split import LearnedPrior, Split
+
+__all__ = [
+    "MLP",
+    "ActNorm",
+    "ActNormConv2d",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "BatchNorm",
+    "Bijector",
+    "DiagonalScale",
+    "Flatten",
+    "GatedResNet",
+    "GlowConvNet",
+    "Inverse",
+    "InvertibleConv1x1",
+    "LearnedPrior",
+    "Logit",
+    "MultiScale",
+    "Permutation",
+    "PreparedConv",
+    "Sequential",
+    "Shift",
+    "Split",
+    "Squeeze",
+    "ZeroConv2d",
+    "checkerboard_mask",
+    "dequantize",
+    "even_odd_permutation",
+    "ordered_squeeze_permutation",
+    "preprocessing",
+    "prepare",
+    "random_permutation",
+    "reverse_permutation",
+]

@@ -1,0 +1,333 @@
+"""Networks that give couplings their scales and shifts.
+
+All are called as ``conditioner(x, context=None)``, begin by giving zeros, and set their actnorms in
+``initialize(x, context)``, which returns what a call would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, glu, linear, relu
+
+from flowops.nn.actnorm import ActNorm
+from flowops.nn.split import check_context
+
+
+class MLP(nn.Module):
+    """Fully connected network on vectors: ReLU between layers, a linear and zero last layer.
+
+    Args:
+        in_features: size of the input vector.
+        out_features: size of the output vector.
+        hidden: sizes of the hidden layers.
+        context_features: size of the context vector, seen beside the input; 0 for none.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if an argument is out of range, or the context has not the size promised.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        context_features: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [in_features + context_features, *hidden, out_features]
+        if min(in_features, out_features, *sizes) < 1 or context_features < 0:
+            raise ValueError(
+                f"MLP: sizes must be at least 1, got in_features={in_features}, "
+                f"out_features={out_features}, hidden={tuple(hidden)}, "
+                f"context_features={context_features}"
+            )
+        self.context_features = context_features
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.layers = nn.ModuleList(
+            nn.Linear(n_in, n_out, **factory) for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+        )
+        self._zero_last()
+
+    def _zero_last(self) -> None:
+        last = self.layers[-1]
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; the last layer's are zero."""
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+        self._zero_last()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map ``(B, in_features)`` to ``(B, out_features)``."""
+        if self.context_features:
+            check_context(self, context, self.context_features)
+            x = torch.cat([x, context.to(x.dtype)], 1)  # type: ignore[union-attr]
+        for layer in self.layers[:-1]:
+            x = relu(layer(x))
+        return self.layers[-1](x)
+
+
+class ActNormConv2d(nn.Module):
+    """Convolution followed by actnorm, as one convolution: the actnorm is folded into its weight.
+
+    The weight begins as N(0, 0.05^2) (Glow's); actnorm then sets the scale from the first batch.
+    A context vector adds a linear map of itself to each pixel of the output, zero at first.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        kernel_size: odd; the padding keeps the resolution.
+        context_features: size of the context vector; 0 for none.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if an argument is out of range, or the context has not the size promised.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        context_features: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(
+                f"ActNormConv2d: in_channels and out_channels must be at least 1, "
+                f"got {in_channels} and {out_channels}"
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"ActNormConv2d: kernel_size must be odd, got {kernel_size}")
+        self.context_features = context_features
+        self.padding = kernel_size // 2
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, **factory))
+        self.actnorm = ActNorm(out_channels, log_scale_factor=3.0, **factory)
+        mixer = torch.empty(out_channels, context_features, **factory)
+        self.register_parameter("context_weight", nn.Parameter(mixer) if context_features else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew; the actnorm is not initialised then."""
+        nn.init.normal_(self.weight, std=0.05)
+        self.actnorm.reset_parameters()
+        if self.context_weight is not None:
+            nn.init.zeros_(self.context_weight)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""
+        scale = torch.exp(self.actnorm.effective_log_scale())
+        weight = self.weight * scale[:, None, None, None]
+        y = conv2d(x, weight, self.actnorm.bias * scale, padding=self.padding)
+        if self.context_weight is None:
+            return y
+        check_context(self, context, self.context_features)
+        return y + linear(context.to(y.dtype), self.context_weight)[:, :, None, None]  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Set the actnorm from the batch, once; return the output."""
+        self.actnorm.initialize(conv2d(x, self.weight, padding=self.padding))
+        return self(x, context)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
+
+
+class ZeroConv2d(nn.Module):
+    """Convolution that begins at zero, ``(conv(x) + bias) * exp(factor * gain)``: Glow's last layer.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        kernel_size: odd; the padding keeps the resolution.
+        log_scale_factor: ``factor``.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if ``kernel_size`` is not odd.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        log_scale_factor: float = 3.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"ZeroConv2d: kernel_size must be odd, got {kernel_size}")
+        self.padding = kernel_size // 2
+        self.log_scale_factor = log_scale_factor
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, **factory))
+        self.bias = nn.Parameter(torch.empty(out_channels, **factory))
+        self.gain = nn.Parameter(torch.empty(out_channels, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set all to zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``; ``context`` is unused."""
+        scale = torch.exp(self.log_scale_factor * self.gain)
+        weight = self.weight * scale[:, None, None, None]
+        return conv2d(x, weight, self.bias * scale, padding=self.padding)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
+
+
+class GlowConvNet(nn.Module):
+    """Glow's conditioner: 3x3 and 1x1 convolutions with actnorm and ReLU, then a zero 3x3 one.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        hidden: channels of the two hidden maps.
+        context_features: size of the context vector; 0 for none.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Source: Kingma and Dhariwal, "Glow: generative flow with invertible 1x1 convolutions", 2018,
+    arXiv:1807.03039, section 5.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int = 512,
+        context_features: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.first = ActNormConv2d(
+            in_channels, hidden, 3, context_features=context_features, **factory
+        )
+        self.second = ActNormConv2d(hidden, hidden, 1, **factory)
+        self.last = ZeroConv2d(hidden, out_channels, 3, **factory)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""
+        return self.last(relu(self.second(relu(self.first(x, context)))))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Set the actnorms from the batch, in order, once; return the output."""
+        h = relu(self.first.initialize(x, context))
+        return self.last(relu(self.second.initialize(h)))
+
+
+class _GatedBlock(nn.Module):
+    """Residual block: ``h + a * sigmoid(b)``, a and b from two convolutions of ``relu(h)``."""
+
+    def __init__(self, channels: int, context_features: int, factory: dict[str, Any]) -> None:
+        super().__init__()
+        self.first = ActNormConv2d(
+            channels, channels, 3, context_features=context_features, **factory
+        )
+        self.second = ActNormConv2d(channels, 2 * channels, 1, **factory)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        return h + glu(self.second(relu(self.first(relu(h), context))), 1)
+
+    @torch.no_grad()
+    def initialize(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        return h + glu(self.second.initialize(relu(self.first.initialize(relu(h), context))), 1)
+
+
+class GatedResNet(nn.Module):
+    """Residual network of gated, pre-activated blocks with actnorm; the last convolution is zero.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        hidden: channels of the hidden maps.
+        blocks: how many residual blocks.
+        mask: bool, ``(1, H, W)``: given to the network as one more channel, which tells it a masked
+            pixel from a zero one. None for none.
+        context_features: size of the context vector; 0 for none.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int = 64,
+        blocks: int = 2,
+        mask: Tensor | None = None,
+        context_features: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if blocks < 0:
+            raise ValueError(f"GatedResNet: blocks must be at least 0, got {blocks}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.register_buffer("mask", None if mask is None else mask.to(device))
+        self.first = ActNormConv2d(in_channels + (mask is not None), hidden, 3, **factory)
+        self.blocks = nn.ModuleList(
+            _GatedBlock(hidden, context_features, factory) for _ in range(blocks)
+        )
+        self.last = ZeroConv2d(hidden, out_channels, 3, **factory)
+
+    def _with_mask(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            return x
+        return torch.cat([x, self.mask.to(x.dtype).expand(x.size(0), 1, *x.shape[2:])], 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""
+        h = self.first(self._with_mask(x))
+        for block in self.blocks:
+            h = block(h, context)
+        return self.last(relu(h))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Set the actnorms from the batch, in order, once; return the output."""
+        h = self.first.initialize(self._with_mask(x))
+        for block in self.blocks:
+            h = block.initialize(h, context)  # type: ignore[operator]
+        return self.last(relu(h))

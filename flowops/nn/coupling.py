@@ -1,0 +1,222 @@
+"""Coupling layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowops import ops
+from flowops.nn.base import Bijector
+
+_SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
+
+
+class AffineCoupling(Bijector):
+    """Affine coupling: part of ``x`` passes through and sets scale and shift of the rest.
+
+    See :func:`flowops.ops.affine_coupling` for scale maps, orders and layouts of the parameters.
+    Without a mask the first (or second) channels are kept and seen by the conditioner, which maps
+    ``(B, kept, *S)`` to ``(B, 2 * moved, *S)``. With a mask the conditioner maps ``x * mask``,
+    ``(B, C, *S)``, to ``(B, 2 * C, *S)``.
+
+    Args:
+        channels: size of dimension 1.
+        conditioner: any module called as ``conditioner(kept, context)``. Where it has a method
+            ``initialize``, data-dependent initialisation calls that instead.
+        keep: which channels pass through, ``"first"`` or ``"second"``; ignored with a mask.
+        kept_channels: how many; default ``channels // 2``.
+        mask: bool, broadcastable to ``(channels, *S)``, True = kept. See
+            :func:`checkerboard_mask`.
+        scale: ``"additive"``, ``"exp"``, ``"tanh_exp"`` or ``"sigmoid"``.
+        order: ``"scale_then_shift"`` or ``"shift_then_scale"``.
+        layout: of the conditioner's output on dimension 1: ``"scale_shift"``, ``"shift_scale"``,
+            or either with ``"_interleaved"``.
+        amplitude: initial value of the learned amplitude of ``"tanh_exp"``.
+        amplitude_per_channel: learn one amplitude a moved channel, rather than one in all.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    mask: Tensor | None
+    amplitude: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        conditioner: nn.Module,
+        *,
+        keep: str = "first",
+        kept_channels: int | None = None,
+        mask: Tensor | None = None,
+        scale: str = "exp",
+        order: str = "scale_then_shift",
+        layout: str = "scale_shift",
+        amplitude: float = 1.0,
+        amplitude_per_channel: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        kept = channels // 2 if kept_channels is None else kept_channels
+        if keep not in ("first", "second"):
+            raise ValueError(f"{name}: keep must be 'first' or 'second', got {keep!r}")
+        if scale not in _SCALES:
+            raise ValueError(f"{name}: scale must be one of {', '.join(_SCALES)}, got {scale!r}")
+        if order not in ("scale_then_shift", "shift_then_scale"):
+            raise ValueError(
+                f"{name}: order must be 'scale_then_shift' or 'shift_then_scale', got {order!r}"
+            )
+        if layout.removesuffix("_interleaved") not in ("scale_shift", "shift_scale"):
+            raise ValueError(
+                f"{name}: layout must be 'scale_shift' or 'shift_scale', with or without "
+                f"'_interleaved', got {layout!r}"
+            )
+        if mask is None and not 0 < kept < channels:
+            raise ValueError(
+                f"{name}: kept_channels must be between 1 and channels - 1 = {channels - 1}, got {kept}"
+            )
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(f"{name}: mask must have dtype torch.bool, got {mask.dtype}")
+        self.channels = channels
+        self.kept_channels = kept if mask is None else 0
+        self.keep = keep
+        self.scale = scale
+        self.order = order
+        self.layout = layout
+        self.amplitude_init = amplitude
+        self.conditioner = conditioner
+        self.register_buffer("mask", None if mask is None else mask.to(device))
+        shape = (self.moved_channels,) if amplitude_per_channel else ()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        learned = nn.Parameter(torch.empty(shape, **factory)) if scale == "tanh_exp" else None
+        self.register_parameter("amplitude", learned)
+        self.reset_parameters()
+
+    @property
+    def moved_channels(self) -> int:
+        """How many channels the kernel moves: all of them with a mask."""
+        return self.channels - self.kept_channels
+
+    def reset_parameters(self) -> None:
+        """Set the amplitude to its initial value; the conditioner keeps its parameters."""
+        if self.amplitude is not None:
+            nn.init.constant_(self.amplitude, self.amplitude_init)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Bijector`."""
+        return self._couple(x, context, logdet, inverse=False)
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Bijector`."""
+        return self._couple(z, context, logdet, inverse=True)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """See :class:`Bijector`."""
+        condition = getattr(self.conditioner, "initialize", self.conditioner)
+        return self._couple(x, context, None, inverse=False, condition=condition)[0]
+
+    def _couple(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        logdet: Tensor | None,
+        *,
+        inverse: bool,
+        condition: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        condition = self.conditioner if condition is None else condition
+        op = ops.affine_coupling_inverse if inverse else ops.affine_coupling
+        options: dict[str, Any] = {
+            "scale": self.scale,
+            "order": self.order,
+            "layout": self.layout,
+            "amplitude": self.amplitude,
+            "logdet": logdet,
+        }
+        if self.mask is not None:
+            return op(x, condition(x * self.mask, context), mask=self.mask, **options)
+        # Both halves stay strided views; the backward of `split` is one concatenation.
+        if self.keep == "first":
+            kept, moved = x.split([self.kept_channels, self.moved_channels], 1)
+        else:
+            moved, kept = x.split([self.moved_channels, self.kept_channels], 1)
+        moved, total = op(moved, condition(kept, context), **options)
+        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), total
+
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        part = "mask" if self.mask is not None else f"keep={self.keep!r}"
+        return f"{self.channels}, {part}, scale={self.scale!r}, order={self.order!r}"
+
+
+class AdditiveCoupling(AffineCoupling):
+    """Additive coupling, ``z = x + t`` on the moved part; its log-determinant is 0.
+
+    As :class:`AffineCoupling`, with a conditioner that gives one channel for each moved one.
+
+    Args:
+        channels: size of dimension 1.
+        conditioner: any module called as ``conditioner(kept, context)``.
+        keep: which channels pass through, ``"first"`` or ``"second"``; ignored with a mask.
+        kept_channels: how many; default ``channels // 2``.
+        mask: bool, broadcastable to ``(channels, *S)``, True = kept.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Dinh, Krueger and Bengio, "NICE: non-linear independent components estimation", 2014,
+    arXiv:1410.8516.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        conditioner: nn.Module,
+        *,
+        keep: str = "first",
+        kept_channels: int | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            conditioner,
+            keep=keep,
+            kept_channels=kept_channels,
+            mask=mask,
+            scale="additive",
+        )
+
+
+def checkerboard_mask(
+    height: int, width: int, *, parity: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """Return the mask of :class:`AffineCoupling` that keeps every second pixel.
+
+    Args:
+        height: number of rows.
+        width: number of columns.
+        parity: pixels with ``(row + column) % 2 == parity`` are kept (True).
+        device: of the result.
+
+    Returns:
+        bool, shape ``(1, height, width)``.
+
+    Raises:
+        ValueError: if ``parity`` is neither 0 nor 1.
+    """
+    if parity not in (0, 1):
+        raise ValueError(f"checkerboard_mask: parity must be 0 or 1, got {parity}")
+    rows = torch.arange(height, device=device)[:, None]
+    columns = torch.arange(width, device=device)[None]
+    return ((rows + columns) % 2 == parity)[None]
