@@ -239,7 +239,7 @@ def native_modules(torch: Any) -> list[Any]:
 
 
 def build_extension_command(torch: Any) -> type:
-    """The build_ext of torch, with an object folder for each module, and a record of that torch."""
+    """The build_ext of torch, an object folder for each module and a record of torch."""
     from torch.utils.cpp_extension import BuildExtension
 
     record = (

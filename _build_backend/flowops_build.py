@@ -54,10 +54,8 @@ def torch_requirement(version: str, location: str | Path) -> str:
     return f"torch=={version.split('+')[0]}"
 
 
-def _requirements(hook: Callable[..., list[str]], settings: dict[str, Any] | None) -> list[str]:
-    outer, path = installed_torch()
-    sys.path.extend(entry for entry in path if outer is not None and entry not in sys.path)
-    return hook(settings) + ([] if outer is not None else [TORCH_PIN])
+def _torch_to_fetch() -> list[str]:
+    return [] if installed_torch()[0] is not None else [TORCH_PIN]
 
 
 def _against_torch(hook: Callable[..., str], *arguments: Any) -> str:
@@ -74,12 +72,12 @@ def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
     """The pinned torch where the environment has none, else nothing."""
-    return _requirements(build_meta.get_requires_for_build_wheel, config_settings)
+    return build_meta.get_requires_for_build_wheel(config_settings) + _torch_to_fetch()
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
     """As for a wheel."""
-    return _requirements(build_meta.get_requires_for_build_editable, config_settings)
+    return build_meta.get_requires_for_build_editable(config_settings) + _torch_to_fetch()
 
 
 def prepare_metadata_for_build_wheel(

@@ -11,7 +11,13 @@ import importlib
 import importlib.util
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "flowops needs torch, which is not installed; "
+        "run `pip install torch`, then install flowops again"
+    ) from error
 
 _REINSTALL = "run `pip install --force-reinstall --no-deps .` in flowops' source folder"
 # Best first; torch's names on other architectures all mean DEFAULT here.
