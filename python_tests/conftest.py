@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-import warnings
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -27,10 +29,22 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "simt":
         from simt import build
 
-        # The dispatcher warns that kernels are replaced, which is the purpose.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.ops.load_library(build.build(sanitize=config.getoption("--sanitize")))
+        library = build.build(sanitize=config.getoption("--sanitize"))
+        # The dispatcher writes to the terminal that kernels are replaced, which is the purpose.
+        with _silent_stderr():
+            torch.ops.load_library(library)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 @pytest.fixture(scope="session")

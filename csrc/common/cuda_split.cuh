@@ -1,0 +1,119 @@
+// A thread's part of a SampleSplit, and the operands as it sees them.
+#pragma once
+
+#include "common/cuda.cuh"
+#include "common/cuda_split.h"
+
+namespace flowops {
+
+// The type of all arithmetic on a storage type.
+template <typename scalar_t>
+struct OpMath {
+  using type = float;
+};
+template <>
+struct OpMath<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using opmath_type = typename OpMath<scalar_t>::type;
+
+struct ThreadShare {
+  int64_t sample;
+  int lane, chunk;
+  bool active;  // false where the last block has more places than samples
+
+  __device__ explicit ThreadShare(const SampleSplit& split)
+      : sample(int64_t(blockIdx.x / split.chunks) * (kSplitThreads / split.lanes) +
+               threadIdx.x / split.lanes),
+        lane(threadIdx.x % split.lanes),
+        chunk(blockIdx.x % split.chunks),
+        active(sample < split.batch) {}
+};
+
+// The part of one sample that starts at a pointer, with 32-bit strides.
+template <typename T>
+struct Rows {
+  T* data;
+  int outer, inner;
+
+  __device__ Rows(const Operand& a, int64_t sample)
+      : data(a.data == nullptr ? nullptr : static_cast<T*>(a.data) + sample * a.batch),
+        outer(int(a.outer)),
+        inner(int(a.inner)) {}
+
+  __device__ T* at(int row, int column) const { return data + row * outer + column * inner; }
+};
+
+// `kLanes` elements of a row as arithmetic values, one by one.
+template <int kLanes, typename scalar_t, typename T>
+__device__ __forceinline__ void load_each(const Rows<scalar_t>& rows, int row, int column,
+                                          T (&values)[kLanes]) {
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) values[i] = static_cast<T>(*rows.at(row, column + i));
+}
+
+template <int kLanes, typename scalar_t, typename T>
+__device__ __forceinline__ void store_each(const Rows<scalar_t>& rows, int row, int column,
+                                           const T (&values)[kLanes]) {
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i) *rows.at(row, column + i) = static_cast<scalar_t>(values[i]);
+}
+
+// The same in one 16-byte access, for rows that take_vectors has passed; one element needs no such
+// pass.
+template <int kLanes, typename scalar_t, typename T>
+__device__ __forceinline__ void load_lanes(const Rows<scalar_t>& rows, int row, int column,
+                                           T (&values)[kLanes]) {
+  if constexpr (kLanes == 1) {
+    load_each(rows, row, column, values);
+  } else {
+    const auto vector = load_vector(rows.at(row, column));
+    static_assert(decltype(vector)::kSize == kLanes);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) values[i] = static_cast<T>(vector.lanes[i]);
+  }
+}
+
+template <int kLanes, typename scalar_t, typename T>
+__device__ __forceinline__ void store_lanes(const Rows<scalar_t>& rows, int row, int column,
+                                            const T (&values)[kLanes]) {
+  if constexpr (kLanes == 1) {
+    store_each(rows, row, column, values);
+  } else {
+    Vector<scalar_t> vector;
+    static_assert(Vector<scalar_t>::kSize == kLanes);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) vector.lanes[i] = static_cast<scalar_t>(values[i]);
+    store_vector(rows.at(row, column), vector);
+  }
+}
+
+// Calls body(row, column) for every `kLanes`-th element that this thread takes of outer rows of
+// `inner`.
+template <int kLanes, typename Body>
+__device__ __forceinline__ void for_each_element(const SampleSplit& split, const ThreadShare& share,
+                                                 unsigned outer, unsigned inner, const Body& body) {
+  if (!share.active) return;
+  const unsigned begin = share.chunk * kSplitChunk;
+  const unsigned total = outer * inner, limit = begin + kSplitChunk;
+  const unsigned end = total < limit ? total : limit;
+  for (unsigned element = begin + share.lane * kLanes; element < end;
+       element += split.lanes * kLanes) {
+    const unsigned row = element / inner;
+    body(int(row), int(element - row * inner));
+  }
+}
+
+// The sum over the threads that share a sample, in all of them; every thread of the block must call
+// it.
+template <typename T>
+__device__ __forceinline__ T share_sum(const SampleSplit& split, T value) {
+  if (split.lanes == kSplitThreads) return block_sum<kSplitThreads>(value);
+  for (int lanes = split.lanes / 2; lanes > 0; lanes /= 2) {
+    value += __shfl_xor_sync(kFullWarp, value, lanes);
+  }
+  return value;
+}
+
+}  // namespace flowops
