@@ -1,0 +1,134 @@
+// Register-blocked products of small matrices whose columns lie in vectors: the inner loops of the 1x1
+// convolution, of the assembly of its weight and of the LU factorisation. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "common/vec.h"
+
+namespace flowops {
+
+// Rows and vectors of one block of accumulators; with the operands they fill the registers of each instruction set.
+inline constexpr int kGemmRows = kVectorBytes >= 32 ? 6 : 4;
+inline constexpr int kGemmVectors = kVectorBytes == 64 ? 4 : 2;
+inline constexpr int kDotRows = 4;
+inline constexpr int kDotColumns = kVectorBytes == 64 ? 4 : 2;
+
+enum class GemmStart { kBias, kTarget };
+
+// A left factor, read one element at a time: element (i, k) is data[i * row + k * column].
+template <typename T>
+struct LeftFactor {
+  const T* data;
+  int64_t row, column;
+};
+
+// c[v] = start + a b[v], or start - a b[v], for kRows rows and kVectors vectors of columns. Each vector has its own address, so
+// that a block may take its columns from several samples. `bias` has one value a row.
+template <GemmStart kStart, bool kSubtract, int kRows, int kVectors, typename T>
+inline void gemm_block(int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row, T* const* c,
+                       int64_t c_row, const T* bias) {
+  Vec<T> sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      sum[i][v] = kStart == GemmStart::kBias ? Vec<T>(bias[i]) : Vec<T>::load(c[v] + i * c_row);
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> columns[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::load(b[v] + k * b_row);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const T value = a.data[i * a.row + k * a.column];
+      const Vec<T> factor(kSubtract ? -value : value);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * columns[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[i][v].store(c[v] + i * c_row);
+  }
+}
+
+// Calls body(start, size) for blocks that cover [0, count); the sizes are compile-time constants, kMax mostly.
+template <int kMax, typename Body>
+inline void in_blocks(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kMax <= count; i += kMax) body(i, std::integral_constant<int, kMax>());
+  if (kMax > 4 && i + 4 <= count) body(i, std::integral_constant<int, 4>()), i += 4;
+  if (kMax > 2 && i + 2 <= count) body(i, std::integral_constant<int, 2>()), i += 2;
+  for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
+}
+
+// gemm_block for any number of rows.
+template <GemmStart kStart, bool kSubtract, int kVectors, typename T>
+inline void gemm_rows(int64_t rows, int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row, T* const* c,
+                      int64_t c_row, const T* bias) {
+  in_blocks<kGemmRows>(rows, [&](int64_t i, auto count) {
+    T* target[kVectors];
+    for (int v = 0; v < kVectors; ++v) target[v] = c[v] + i * c_row;
+    gemm_block<kStart, kSubtract, decltype(count)::value, kVectors>(
+        depth, {a.data + i * a.row, a.row, a.column}, b, b_row, target, c_row, bias ? bias + i : nullptr);
+  });
+}
+
+// c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes.
+template <GemmStart kStart, bool kSubtract = false, typename T>
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, T* c,
+                 int64_t c_row, const T* bias = nullptr) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  in_blocks<kGemmVectors>(columns / kLanes, [&](int64_t j, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    const T* source[kCount];
+    T* target[kCount];
+    for (int v = 0; v < kCount; ++v) source[v] = b + (j + v) * kLanes, target[v] = c + (j + v) * kLanes;
+    gemm_rows<kStart, kSubtract, kCount>(rows, depth, a, source, b_row, target, c_row, bias);
+  });
+}
+
+// out (kRows, kColumns) += sum over vectors v and their lanes of a[v] (row i) b[v] (row j). Rows are counted from
+// a_start and b_start, in elements.
+template <int kRows, int kColumns, typename T>
+inline void dot_block(int64_t vectors, const T* const* a, int64_t a_start, int64_t a_row, const T* const* b,
+                      int64_t b_start, int64_t b_row, T* out, int64_t out_row) {
+  Vec<T> sum[kRows][kColumns];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kColumns; ++j) sum[i][j] = Vec<T>(T(0));
+  }
+  for (int64_t v = 0; v < vectors; ++v) {
+    Vec<T> right[kColumns];
+#pragma GCC unroll 8
+    for (int j = 0; j < kColumns; ++j) right[j] = Vec<T>::load(b[v] + b_start + j * b_row);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<T> left = Vec<T>::load(a[v] + a_start + i * a_row);
+#pragma GCC unroll 8
+      for (int j = 0; j < kColumns; ++j) sum[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) out[i * out_row + j] += sum[i][j].sum();
+  }
+}
+
+// out (rows, columns) += a b^T over the lanes of all vectors; row i of vector v starts at a[v] + i * a_row.
+template <typename T>
+inline void dot(int64_t rows, int64_t columns, int64_t vectors, const T* const* a, int64_t a_row, const T* const* b,
+                int64_t b_row, T* out, int64_t out_row) {
+  in_blocks<kDotRows>(rows, [&](int64_t i, auto row_count) {
+    in_blocks<kDotColumns>(columns, [&](int64_t j, auto column_count) {
+      dot_block<decltype(row_count)::value, decltype(column_count)::value>(
+          vectors, a, i * a_row, a_row, b, j * b_row, b_row, out + i * out_row + j, out_row);
+    });
+  });
+}
+
+}  // namespace flowops
