@@ -1,0 +1,99 @@
+// common/vec.h against the C library in double, lane by lane; built once for each instruction set.
+#include "common/vec.h"
+
+#include <limits>
+#include <random>
+
+#include "tests/expect.h"
+
+namespace flowops {
+namespace {
+
+using testing::expect;
+using testing::expect_close;
+
+bool machine_runs_this() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+#elif defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return true;
+#endif
+}
+
+template <typename T, typename Function, typename Wanted>
+void compare(const char* what, T low, T high, Function function, Wanted wanted) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<T> draw(low, high);
+  for (int repeat = 0; repeat < 2000; ++repeat) {
+    T input[kLanes], output[kLanes];
+    for (T& value : input) value = draw(random);
+    function(Vec<T>::load(input)).store(output);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double truth = wanted(static_cast<double>(input[lane]));
+      const double size = std::fmax(std::fabs(truth), std::numeric_limits<T>::min());
+      expect_close((output[lane] - truth) / size, 0, tolerance, what);
+    }
+  }
+}
+
+template <typename T>
+void test_functions() {
+  const auto exp_lanes = [](Vec<T> x) { return exp(x); };
+  const auto log_lanes = [](Vec<T> x) { return log(x); };
+  const auto tanh_lanes = [](Vec<T> x) { return tanh(x); };
+  compare<T>("exp", -20, 20, exp_lanes, [](double x) { return std::exp(x); });
+  compare<T>("log", T(1.5), T(1e6), log_lanes, [](double x) { return std::log(x); });
+  compare<T>("log near zero", T(1e-6), T(0.5), log_lanes, [](double x) { return std::log(x); });
+  compare<T>("tanh", -3, 3, tanh_lanes, [](double x) { return std::tanh(x); });
+  compare<T>("tanh near zero", T(-1e-3), T(1e-3), tanh_lanes, [](double x) { return std::tanh(x); });
+}
+
+template <typename T>
+void test_special_values() {
+  const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  expect_close(exp(Vec<T>(-infinity)).lanes[0], 0, 0, "exp of -inf");
+  expect_close(exp(Vec<T>(infinity)).lanes[0], infinity, 0, "exp of inf");
+  expect_close(exp(Vec<T>(T(0))).lanes[0], 1, 0, "exp of 0");
+  expect(std::isnan(exp(Vec<T>(nan)).lanes[0]), "exp of NaN is NaN");
+  expect_close(tanh(Vec<T>(infinity)).lanes[0], 1, 0, "tanh of inf");
+  expect_close(tanh(Vec<T>(-infinity)).lanes[0], -1, 0, "tanh of -inf");
+}
+
+template <typename T>
+void test_partial_vectors() {
+  constexpr int kLanes = Vec<T>::kLanes;
+  T input[kLanes], output[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    input[i] = T(i + 1);
+    output[i] = T(-1);
+  }
+  const Vec<T> part = Vec<T>::load(input, kLanes - 1);
+  expect_close(part.sum(), (kLanes - 1) * kLanes / 2, 0, "lanes past the count read as zero");
+  part.store(output, kLanes - 1);
+  expect_close(output[kLanes - 2], kLanes - 1, 0, "the last counted lane is stored");
+  expect_close(output[kLanes - 1], -1, 0, "lanes past the count are not written");
+  const Vec<T> masked = select(Vec<T>::first(1), Vec<T>(T(1)), Vec<T>(T(0)));
+  expect_close(masked.sum(), 1, 0, "first(1) selects one lane");
+}
+
+template <typename T>
+void test_all() {
+  test_functions<T>();
+  test_special_values<T>();
+  test_partial_vectors<T>();
+}
+
+}  // namespace
+}  // namespace flowops
+
+int main() {
+  constexpr int kSkipped = 77;
+  if (!flowops::machine_runs_this()) return kSkipped;
+  flowops::test_all<float>();
+  flowops::test_all<double>();
+  return flowops::testing::exit_status();
+}
