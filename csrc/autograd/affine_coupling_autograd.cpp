@@ -40,6 +40,13 @@ struct DifferentiableScale {
   }
 };
 
+// The raw scales (or the shifts) inside params, as a view.
+Tensor part(const Tensor& params, bool of_scale, const CouplingOptions& options) {
+  const int64_t n = options.moved(params), step = options.channel_step();
+  const int64_t first = options.first_channel(of_scale, n);
+  return params.slice(1, first, first + (n - 1) * step + 1, step);
+}
+
 Tensor join_params(const Tensor& grad_raw, const Tensor& grad_shift, const CouplingOptions& options) {
   if (!grad_raw.defined()) return grad_shift;
   const Tensor& first = options.scale_leads() ? grad_raw : grad_shift;
@@ -56,10 +63,10 @@ Gradients composed_backward(const Tensor& grad_z, const Tensor& grad_logdet, con
   const int64_t n = options.moved(params), end = options.start + n;
   const double sign = options.inverse ? -1 : 1;
   const Tensor g = grad_z.narrow(1, options.start, n).to(wide);
-  const Tensor shift = options.part(params, false);
+  const Tensor shift = part(params, false, options);
   Tensor grad_x = g, grad_raw, grad_shift = sign * g, grad_amplitude;
   if (!options.additive()) {
-    const Tensor raw = options.part(params, true).to(wide);
+    const Tensor raw = part(params, true, options).to(wide);
     Tensor a = amplitude.defined() ? amplitude.to(wide) : amplitude;
     if (a.defined() && a.dim() == 1) {
       std::vector<int64_t> shape(raw.dim() - 1, 1);

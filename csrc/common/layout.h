@@ -37,10 +37,12 @@ inline bool channels_inner(const at::Tensor& x) {
 // `x` itself, unless its pixels cannot be walked with one stride: channel slices never copy.
 inline at::Tensor walkable(const at::Tensor& x) { return pixel_stride(x) < 0 ? x.contiguous() : x; }
 
-inline Operand operand(const at::Tensor& x, bool inner_channels) {
+// Channels first, first + step, ... of `x`, without the cost of making a view.
+inline Operand operand(const at::Tensor& x, bool inner_channels, int64_t first = 0, int64_t step = 1) {
   const int64_t pixel = pixel_stride(x), channel = x.stride(1);
-  return {const_cast<void*>(x.const_data_ptr()), x.stride(0), inner_channels ? pixel : channel,
-          inner_channels ? channel : pixel};
+  auto* data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
+  if (data != nullptr) data += first * channel * static_cast<int64_t>(x.element_size());
+  return {data, x.stride(0), inner_channels ? pixel : channel * step, inner_channels ? channel * step : pixel};
 }
 
 // Dense, with the channels of `x` innermost where they are in `x`.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -80,10 +81,14 @@ struct Vec {
     return {index < (static_cast<Int>(count) - Bits{})};
   }
 
-  T sum() const {
-    T total = lanes[0];
-    for (int i = 1; i < kLanes; ++i) total += lanes[i];
-    return total;
+  // Pairwise: a chain of kLanes additions would wait for each one.
+  FLOWOPS_INLINE T sum() const {
+    T partial[kLanes];
+    store(partial);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) partial[i] += partial[i + width];
+    }
+    return partial[0];
   }
 
   Vec& operator+=(Vec other) { return *this = *this + other; }
@@ -100,18 +105,22 @@ struct Vec {
 };
 
 template <typename T>
-Vec<T> select(typename Vec<T>::Mask condition, Vec<T> yes, Vec<T> no) {
+FLOWOPS_INLINE Vec<T> select(typename Vec<T>::Mask condition, Vec<T> yes, Vec<T> no) {
   return Vec<T>(condition.lanes ? yes.lanes : no.lanes);
 }
 
 template <typename T>
-Vec<T> abs(Vec<T> x) {
-  return select(x < Vec<T>(0), -x, x);
+FLOWOPS_INLINE Vec<T> abs(Vec<T> x) {
+  typename Vec<T>::Bits bits;
+  std::memcpy(&bits, &x.lanes, sizeof(bits));
+  bits &= std::numeric_limits<typename Vec<T>::Int>::max();
+  std::memcpy(&x.lanes, &bits, sizeof(bits));
+  return x;
 }
 
 // p * 2^n, by two factors so that neither overflows before the product does.
 template <typename T>
-Vec<T> scale_by_power_of_two(Vec<T> p, Vec<T> n) {
+FLOWOPS_INLINE Vec<T> scale_by_power_of_two(Vec<T> p, Vec<T> n) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) {
     return Vec<T>(_mm512_maskz_scalef_ps(-1, p.lanes, n.lanes));
@@ -134,7 +143,7 @@ Vec<T> scale_by_power_of_two(Vec<T> p, Vec<T> n) {
 
 // Cody-Waite reduction to |r| <= ln(2)/2 and the Taylor polynomial; 0, inf and NaN as std::exp gives them.
 template <typename T>
-Vec<T> exp(Vec<T> x) {
+FLOWOPS_INLINE Vec<T> exp(Vec<T> x) {
   using Traits = FloatTraits<T>;
   x = select(x < Vec<T>(Traits::kExpLow), Vec<T>(Traits::kExpLow), x);
   x = select(x > Vec<T>(Traits::kExpHigh), Vec<T>(Traits::kExpHigh), x);
@@ -152,7 +161,7 @@ Vec<T> exp(Vec<T> x) {
 
 // For positive normal numbers: x = 2^e m with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh((m-1)/(m+1)).
 template <typename T>
-Vec<T> log(Vec<T> x) {
+FLOWOPS_INLINE Vec<T> log(Vec<T> x) {
   using Traits = FloatTraits<T>;
   using Bits = typename Vec<T>::Bits;
   using Int = typename Vec<T>::Int;
@@ -175,7 +184,7 @@ Vec<T> log(Vec<T> x) {
 
 // Lambert's continued fraction below 0.3, where 1 - 2 / (exp(2x) + 1) would cancel.
 template <typename T>
-Vec<T> tanh(Vec<T> x) {
+FLOWOPS_INLINE Vec<T> tanh(Vec<T> x) {
   const Vec<T> size = abs(x), y = x * x;
   const Vec<T> small =
       x * (((y + Vec<T>(378)) * y + Vec<T>(17325)) * y + Vec<T>(135135)) /

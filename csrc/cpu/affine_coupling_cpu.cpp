@@ -26,7 +26,8 @@ struct ForwardTile {
 
 // Returns the sum of log f over the tile.
 template <typename T, typename Map, bool kInverse>
-double forward_tile(const ForwardTile<T>& t) {
+double forward_tile(const ForwardTile<T>& tile) {
+  const ForwardTile<T> t = tile;  // a copy that the stores below cannot alias
   using V = Vec<T>;
   const V first(t.placement.first), last(t.placement.last), zero(0), one(1);
   V sum(0), product(1);
@@ -76,7 +77,8 @@ struct BackwardTile {
 };
 
 template <typename T, typename Map, bool kInverse>
-void backward_tile(const BackwardTile<T>& t) {
+void backward_tile(const BackwardTile<T>& tile) {
+  const BackwardTile<T> t = tile;  // a copy that the stores below cannot alias
   using V = Vec<T>;
   const V grad_logdet(t.grad_logdet), zero(0);
   const auto step = [&](int64_t i, auto load, auto store) {
@@ -145,13 +147,27 @@ void copy_kept(const KeptBlock (&blocks)[2], int64_t batch) {
   }
 }
 
-// Calls body(buffers, batch, chunk) for every sample and fixed chunk of it, in parallel.
+// Calls body(begin, end) on ranges of tasks, a task being a fixed chunk of a sample, in parallel.
 template <typename Params, typename Body>
 void for_each_chunk(const Params& p, int64_t chunks, const Body& body) {
   const int64_t work = std::max<int64_t>(1, p.outer * p.inner / chunks);
-  at::parallel_for(0, p.batch * chunks, std::max<int64_t>(1, kGrain / work), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) body(task / chunks, task % chunks);
-  });
+  at::parallel_for(0, p.batch * chunks, std::max<int64_t>(1, kGrain / work), body);
+}
+
+// Samples of one tile that is read and written in place: nothing but pointers changes from one to the next.
+template <typename scalar_t, typename opmath_t, size_t kCount>
+bool single_direct_tile(const TileGrid& grid, const Operand* const (&operands)[kCount]) {
+  if (grid.tiles() != 1) return false;
+  const Tile t = grid.tile(0, 0);
+  for (const Operand* a : operands) {
+    if (a->data != nullptr && !is_direct<scalar_t, opmath_t>(*a, t)) return false;
+  }
+  return true;
+}
+
+template <typename opmath_t>
+opmath_t* sample_start(const Operand& a, int64_t batch) {
+  return a.data == nullptr ? nullptr : static_cast<opmath_t*>(a.data) + batch * a.batch;
 }
 
 template <typename scalar_t, typename opmath_t>
@@ -179,6 +195,23 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
   return p.inverse ? -logdet : logdet;
 }
 
+template <typename opmath_t, typename Finish>
+void forward_direct(const AffineCouplingParams& p, const TileGrid& grid, int64_t begin, int64_t end,
+                    TileFunction<opmath_t, ForwardTile, double> run, const Finish& finish) {
+  ForwardTile<opmath_t> tile{};
+  tile.size = grid.tile(0, 0).size();
+  tile.placement = shift_placement(p.shift_then_scale, p.inverse);
+  for (int64_t batch = begin; batch < end; ++batch) {
+    copy_kept<opmath_t>(p.kept, batch);
+    tile.x = sample_start<opmath_t>(p.x, batch);
+    tile.raw = sample_start<opmath_t>(p.raw, batch);
+    tile.shift = sample_start<opmath_t>(p.shift, batch);
+    tile.z = sample_start<opmath_t>(p.z, batch);
+    const double total = run(tile);
+    finish(batch, p.inverse ? -total : total);
+  }
+}
+
 template <typename scalar_t, typename opmath_t>
 void run_forward(const AffineCouplingParams& p) {
   const TileGrid grid(p.outer, p.inner);
@@ -189,14 +222,20 @@ void run_forward(const AffineCouplingParams& p) {
   const auto finish = [&](int64_t batch, double total) {
     logdet[batch] = static_cast<opmath_t>(total + (logdet_in ? double(logdet_in[batch]) : 0.0));
   };
+  const bool direct = !p.amplitude.data && !p.mask.data &&
+                      single_direct_tile<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
   std::vector<double> partial(chunks > 1 ? p.batch * chunks : 0);
-  for_each_chunk(p, chunks, [&](int64_t batch, int64_t chunk) {
-    if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
-    const double total = forward_chunk<scalar_t, opmath_t>(p, grid, batch, chunk, run);
-    if (chunks == 1) {
-      finish(batch, total);
-    } else {
-      partial[batch * chunks + chunk] = total;
+  for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
+    if (direct) return forward_direct<opmath_t>(p, grid, begin, end, run, finish);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t batch = task / chunks, chunk = task % chunks;
+      if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
+      const double total = forward_chunk<scalar_t, opmath_t>(p, grid, batch, chunk, run);
+      if (chunks == 1) {
+        finish(batch, total);
+      } else {
+        partial[task] = total;
+      }
     }
   });
   for (int64_t batch = 0; chunks > 1 && batch < p.batch; ++batch) {
@@ -237,13 +276,42 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
   }
 }
 
+template <typename opmath_t>
+void backward_direct(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t begin, int64_t end,
+                     TileFunction<opmath_t, BackwardTile, void> run) {
+  const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
+  BackwardTile<opmath_t> tile{};
+  tile.size = grid.tile(0, 0).size();
+  tile.shift_first = p.shift_then_scale != p.inverse;
+  for (int64_t batch = begin; batch < end; ++batch) {
+    copy_kept<opmath_t>(p.kept, batch);
+    tile.grad_z = sample_start<opmath_t>(p.grad_z, batch);
+    tile.saved = sample_start<opmath_t>(p.saved, batch);
+    tile.raw = sample_start<opmath_t>(p.raw, batch);
+    tile.grad_x = sample_start<opmath_t>(p.grad_x, batch);
+    tile.grad_raw = sample_start<opmath_t>(p.grad_raw, batch);
+    tile.grad_shift = sample_start<opmath_t>(p.grad_shift, batch);
+    tile.grad_logdet = grad_logdet[batch * p.grad_logdet_stride];
+    run(tile);
+  }
+}
+
 template <typename scalar_t, typename opmath_t>
 void run_backward(const AffineCouplingBackwardParams& p) {
   const TileGrid grid(p.outer, p.inner);
   const auto run = pick_backward<opmath_t>(p.scale_map, p.inverse);
-  for_each_chunk(p, grid.chunks(), [&](int64_t batch, int64_t chunk) {
-    if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
-    backward_chunk<scalar_t, opmath_t>(p, grid, batch, chunk, run);
+  const int64_t chunks = grid.chunks();
+  const bool direct =
+      !p.amplitude.data && !p.mask.data &&
+      single_direct_tile<scalar_t, opmath_t>(
+          grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
+  for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
+    if (direct) return backward_direct<opmath_t>(p, grid, begin, end, run);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t batch = task / chunks, chunk = task % chunks;
+      if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
+      backward_chunk<scalar_t, opmath_t>(p, grid, batch, chunk, run);
+    }
   });
 }
 

@@ -39,12 +39,14 @@ struct CouplingOptions {
   bool scale_leads() const { return layout % 2 == 0; }
   int64_t moved(const at::Tensor& params) const { return additive() ? params.size(1) : params.size(1) / 2; }
 
-  // The raw scales (or the shifts) inside params, as a view.
-  at::Tensor part(const at::Tensor& params, bool want_scale) const {
-    if (additive()) return params;
-    const int64_t n = moved(params), index = want_scale == scale_leads() ? 0 : 1;
-    return interleaved() ? params.slice(1, index, params.size(1), 2) : params.narrow(1, index * n, n);
+  // Where the raw scales (or the shifts) lie among the channels of params.
+  int64_t first_channel(bool of_scale, int64_t n) const {
+    if (additive()) return 0;
+    const int64_t index = of_scale == scale_leads() ? 0 : 1;
+    return interleaved() ? index : index * n;
   }
+  int64_t channel_step() const { return !additive() && interleaved() ? 2 : 1; }
+
 };
 
 std::tuple<at::Tensor, at::Tensor> affine_coupling(

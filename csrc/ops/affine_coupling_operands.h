@@ -27,9 +27,12 @@ inline at::Tensor amplitude_operand(const at::Tensor& amplitude, const at::Tenso
   return wide;
 }
 
-inline at::Tensor mask_operand(const at::Tensor& mask, const at::Tensor& moved, bool inner_channels,
-                               Operand& out) {
-  const auto full = walkable(mask.expand(moved.sizes().slice(1)).unsqueeze(0));
+inline at::Tensor mask_operand(const at::Tensor& mask, const at::Tensor& x, int64_t moved,
+                               bool inner_channels, Operand& out) {
+  auto sizes = x.sizes().vec();
+  sizes[0] = 1;
+  sizes[1] = moved;
+  const auto full = walkable(mask.expand(sizes));
   out = operand(full, inner_channels);
   out.batch = 0;
   return full;
@@ -42,8 +45,8 @@ inline void keep(const at::Tensor& source, const at::Tensor& target, int64_t mov
   for (int i = 0; i < 2; ++i) {
     if (count[i] == 0) continue;
     KeptBlock& block = kept[i];
-    block.source = operand(source.narrow(1, first[i], count[i]), inner_channels);
-    block.target = operand(target.narrow(1, first[i], count[i]), inner_channels);
+    block.source = operand(source, inner_channels, first[i]);
+    block.target = operand(target, inner_channels, first[i]);
     block.outer = inner_channels ? pixels : count[i];
     block.inner = inner_channels ? count[i] : pixels;
     merge_rows(block.outer, block.inner, {&block.source, &block.target});
@@ -51,13 +54,19 @@ inline void keep(const at::Tensor& source, const at::Tensor& target, int64_t mov
 }
 
 template <typename Params>
-void set_geometry(Params& p, const at::Tensor& moved, const CouplingOptions& options, bool inner_channels) {
-  p.batch = moved.size(0);
-  p.outer = inner_channels ? pixel_count(moved) : moved.size(1);
-  p.inner = inner_channels ? moved.size(1) : pixel_count(moved);
+void set_geometry(Params& p, const at::Tensor& x, int64_t moved, const CouplingOptions& options,
+                  bool inner_channels) {
+  p.batch = x.size(0);
+  p.outer = inner_channels ? pixel_count(x) : moved;
+  p.inner = inner_channels ? moved : pixel_count(x);
   p.scale_map = options.scale_map();
   p.shift_then_scale = options.shift_then_scale();
   p.inverse = options.inverse;
+}
+
+inline Operand part(const at::Tensor& params, bool of_scale, int64_t moved, const CouplingOptions& options,
+                    bool inner_channels) {
+  return operand(params, inner_channels, options.first_channel(of_scale, moved), options.channel_step());
 }
 
 }  // namespace detail
@@ -74,15 +83,14 @@ inline AffineCouplingCall prepare_affine_coupling(const at::Tensor& x, const at:
   call.logdet = at::empty({x.size(0)}, x.options().dtype(wide));
   const bool inner_channels = channels_inner(call.x);
   const int64_t n = options.moved(params);
-  const auto moved = call.x.narrow(1, options.start, n);
   AffineCouplingParams& p = call.p;
-  detail::set_geometry(p, moved, options, inner_channels);
-  p.x = operand(moved, inner_channels);
-  p.z = operand(call.z.narrow(1, options.start, n), inner_channels);
-  p.shift = operand(options.part(call.params, false), inner_channels);
-  if (!options.additive()) p.raw = operand(options.part(call.params, true), inner_channels);
+  detail::set_geometry(p, call.x, n, options, inner_channels);
+  p.x = operand(call.x, inner_channels, options.start);
+  p.z = operand(call.z, inner_channels, options.start);
+  p.shift = detail::part(call.params, false, n, options, inner_channels);
+  if (!options.additive()) p.raw = detail::part(call.params, true, n, options, inner_channels);
   if (amplitude) call.amplitude = detail::amplitude_operand(*amplitude, x, inner_channels, p.amplitude);
-  if (mask) call.mask = detail::mask_operand(*mask, moved, inner_channels, p.mask);
+  if (mask) call.mask = detail::mask_operand(*mask, call.x, n, inner_channels, p.mask);
   if (logdet) call.logdet_in = logdet->contiguous(), p.logdet_in = call.logdet_in.const_data_ptr();
   p.logdet = call.logdet.data_ptr();
   detail::keep(call.x, call.z, n, options.start, inner_channels, p.kept);
@@ -103,24 +111,23 @@ inline AffineCouplingBackwardCall prepare_affine_coupling_backward(
   call.grad_params = empty_like_layout(call.params);
   const bool inner_channels = channels_inner(call.saved);
   const int64_t n = options.moved(params);
-  const auto moved = call.saved.narrow(1, options.start, n);
   AffineCouplingBackwardParams& p = call.p;
-  detail::set_geometry(p, moved, options, inner_channels);
-  p.grad_z = operand(call.grad_z.narrow(1, options.start, n), inner_channels);
-  p.saved = operand(moved, inner_channels);
-  p.grad_x = operand(call.grad_x.narrow(1, options.start, n), inner_channels);
-  p.grad_shift = operand(options.part(call.grad_params, false), inner_channels);
-  if (!options.additive()) {
-    p.raw = operand(options.part(call.params, true), inner_channels);
-    p.grad_raw = operand(options.part(call.grad_params, true), inner_channels);
-  }
+  detail::set_geometry(p, call.saved, n, options, inner_channels);
+  p.grad_z = operand(call.grad_z, inner_channels, options.start);
+  p.saved = operand(call.saved, inner_channels, options.start);
+  p.grad_x = operand(call.grad_x, inner_channels, options.start);
+  p.raw = detail::part(call.params, true, n, options, inner_channels);
+  p.grad_raw = detail::part(call.grad_params, true, n, options, inner_channels);
+  p.grad_shift = detail::part(call.grad_params, false, n, options, inner_channels);
   if (amplitude) {
     call.amplitude = detail::amplitude_operand(*amplitude, saved, inner_channels, p.amplitude);
-    call.grad_amplitude =
-        at::empty(moved.sizes(), saved.options().dtype(accumulation_type(saved.scalar_type())));
+    auto sizes = saved.sizes().vec();
+    sizes[1] = n;
+    const auto wide = accumulation_type(saved.scalar_type());
+    call.grad_amplitude = at::empty(sizes, saved.options().dtype(wide));
     p.grad_amplitude = operand(call.grad_amplitude, inner_channels);
   }
-  if (mask) call.mask = detail::mask_operand(*mask, moved, inner_channels, p.mask);
+  if (mask) call.mask = detail::mask_operand(*mask, call.saved, n, inner_channels, p.mask);
   p.grad_logdet = call.grad_logdet.const_data_ptr();
   p.grad_logdet_stride = call.grad_logdet.stride(0);
   detail::keep(call.grad_z, call.grad_x, n, options.start, inner_channels, p.kept);

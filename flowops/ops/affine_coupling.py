@@ -14,6 +14,7 @@ from flowops.ops._dispatch import (
 )
 
 _NAME = "affine_coupling"
+_kernel = torch.ops.flowops.affine_coupling.default
 SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
 ORDERS = ("scale_then_shift", "shift_then_scale")
 LAYOUTS = (
@@ -147,7 +148,7 @@ def _run(
             mask=mask,
             logdet=logdet,
         )
-    return torch.ops.flowops.affine_coupling(
+    return _kernel(
         x,
         params,
         amplitude,

@@ -1,0 +1,1 @@
+"""Benchmarks of flowops against PyTorch, eager and compiled: ``python -m benchmarks.run --help``."""

@@ -1,0 +1,1 @@
+"""Benchmark cases, one module an op, each with a list ``CASES``."""

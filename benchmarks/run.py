@@ -1,0 +1,154 @@
+"""Times flowops against eager and compiled PyTorch, interleaved in one process, and writes JSON.
+
+``python -m benchmarks.run [--op OP] [--threads N] [--no-compile] [--out FILE]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import benchmarks.cases
+from benchmarks.case import Case, Function
+from flowops._library import info
+from flowops.timing import measure
+
+
+def all_cases() -> list[Case]:
+    """The cases of every module in benchmarks/cases."""
+    modules = pkgutil.iter_modules(benchmarks.cases.__path__)
+    loaded = [importlib.import_module(f"benchmarks.cases.{module.name}") for module in modules]
+    return [case for module in loaded for case in module.CASES]
+
+
+def error_against(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """Largest difference relative to the largest element of each reference."""
+    worst = 0.0
+    for want, got in zip(reference, outputs, strict=True):
+        scale = want.double().abs().max().clamp_min(1e-30)
+        worst = max(worst, ((want.double() - got.double()).abs().max() / scale).item())
+    return worst
+
+
+def with_backward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
+    """A call of ``function`` and of its gradients under fixed weights."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    weights = [torch.randn_like(out) for out in function(*inputs)]
+
+    def call() -> Sequence[Tensor]:
+        return torch.autograd.grad(function(*leaves), leaves, weights)
+
+    return call
+
+
+def variants_of(case: Case, compile_rival: bool) -> dict[str, Function]:
+    variants = {"eager": case.eager, "ours": case.ours}
+    if compile_rival:
+        torch.compiler.reset()
+        variants["compile"] = torch.compile(case.eager, fullgraph=True, dynamic=False)
+    return variants
+
+
+def run_case(case: Case, compile_rival: bool, budget: float) -> dict[str, Any]:
+    """Gate the case on its correctness, then time forward and forward+backward."""
+    inputs = case.inputs()
+    exact = case.eager(*[t.double() if t.is_floating_point() else t for t in inputs])
+    error = error_against(exact, case.ours(*inputs))
+    result: dict[str, Any] = {"op": case.op, "case": case.name, "error": error}
+    if not error <= case.tolerance:
+        return result | {"failed": f"error {error:.1e} above {case.tolerance:.0e}"}
+    variants = variants_of(case, compile_rival)
+    source = torch.empty(max(1, case.traffic // 2), dtype=torch.uint8)
+    target = torch.empty_like(source)
+    forward: dict[str, Callable[[], object]] = {
+        name: (lambda f=f: f(*inputs)) for name, f in variants.items()
+    }
+    forward["copy"] = lambda: target.copy_(source)
+    with torch.no_grad():
+        result["forward"] = _rows(measure(forward, budget=budget))
+    if case.backward:
+        both = {name: with_backward(f, inputs) for name, f in variants.items()}
+        result["forward_backward"] = _rows(measure(both, budget=budget))
+    return result
+
+
+def _rows(timings: dict[str, Any]) -> dict[str, Any]:
+    return {name: asdict(timing) for name, timing in timings.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions and commit, as every result carries them."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": cpu,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "flowops": info()["flowops"],
+        "cpu_kernels": info()["cpu"],
+        "commit": commit,
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line a pass: our median, and how many times faster than each rival."""
+    head = f"{result['op']:18s} {result['case']:40s}"
+    if "failed" in result:
+        return f"{head} FAILED: {result['failed']}"
+    lines = []
+    for phase in ("forward", "forward_backward"):
+        rows = result.get(phase)
+        if rows is None:
+            continue
+        ours = rows["ours"]["median"]
+        ratios = [
+            f"{name} {row['median'] / ours:6.2f}x" + ("" if row["clean"] else "!")
+            for name, row in rows.items()
+            if name != "ours"
+        ]
+        lines.append(f"{head} {phase:16s} {ours * 1e6:9.1f} us  " + "  ".join(ratios))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--op", help="only the cases of this op")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds a measurement at most")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    report: dict[str, Any] = {"environment": environment(), "results": []}
+    for case in all_cases():
+        if options.op not in (None, case.op):
+            continue
+        result = run_case(case, not options.no_compile, options.budget)
+        report["results"].append(result)
+        sys.stdout.write(describe(result) + "\n")
+        sys.stdout.flush()
+    if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any("failed" in result for result in report["results"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
