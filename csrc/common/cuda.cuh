@@ -13,6 +13,8 @@
 #include "simt/simt.h"
 #endif
 
+#include "common/cuda_types.h"
+
 // Declares `name`, an array in the block's static shared memory.
 #if defined(__CUDACC__)
 #define FLOWOPS_SHARED(type, name, count) __shared__ type name[count]
@@ -60,6 +62,34 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                         [&] { kernel(static_cast<Parameters>(arguments)...); });
 #endif
 }
+
+// Calls `body` with a value of the storage type: the one list of what kernels are instantiated for.
+template <typename Body>
+cudaError_t dispatch_storage(StorageType type, const Body& body) {
+  switch (type) {
+    case StorageType::kFloat:
+      return body(float{});
+    case StorageType::kDouble:
+      return body(double{});
+    case StorageType::kHalf:
+      return body(__half{});
+    case StorageType::kBFloat16:
+      return body(__nv_bfloat16{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// The type of all arithmetic on a storage type.
+template <typename scalar_t>
+struct OpMath {
+  using type = float;
+};
+template <>
+struct OpMath<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using opmath_type = typename OpMath<scalar_t>::type;
 
 // 16 bytes at a time.
 template <typename T>

@@ -6,18 +6,6 @@
 
 namespace flowops {
 
-// The type of all arithmetic on a storage type.
-template <typename scalar_t>
-struct OpMath {
-  using type = float;
-};
-template <>
-struct OpMath<double> {
-  using type = double;
-};
-template <typename scalar_t>
-using opmath_type = typename OpMath<scalar_t>::type;
-
 struct ThreadShare {
   int64_t sample;
   int lane, chunk;

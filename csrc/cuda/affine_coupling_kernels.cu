@@ -166,10 +166,6 @@ __global__ void __launch_bounds__(kSplitThreads)
   });
 }
 
-int storage_bytes(StorageType type) {
-  return type == StorageType::kDouble ? 8 : type == StorageType::kFloat ? 4 : 2;
-}
-
 template <typename Params>
 AffineCouplingSplit split_params(StorageType type, const Params& p,
                                  std::initializer_list<const Operand*> operands) {
@@ -234,32 +230,14 @@ AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCoupling
 cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p,
                                    const AffineCouplingSplit& split, double* partial,
                                    cudaStream_t stream) {
-  switch (type) {
-    case StorageType::kFloat:
-      return launch_forward<float>(p, split, partial, stream);
-    case StorageType::kDouble:
-      return launch_forward<double>(p, split, partial, stream);
-    case StorageType::kHalf:
-      return launch_forward<__half>(p, split, partial, stream);
-    case StorageType::kBFloat16:
-      return launch_forward<__nv_bfloat16>(p, split, partial, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch_storage(
+      type, [&](auto zero) { return launch_forward<decltype(zero)>(p, split, partial, stream); });
 }
 
 cudaError_t launch_affine_coupling_backward(StorageType type, const AffineCouplingBackwardParams& p,
                                             const AffineCouplingSplit& split, cudaStream_t stream) {
-  switch (type) {
-    case StorageType::kFloat:
-      return launch_backward<float>(p, split, stream);
-    case StorageType::kDouble:
-      return launch_backward<double>(p, split, stream);
-    case StorageType::kHalf:
-      return launch_backward<__half>(p, split, stream);
-    case StorageType::kBFloat16:
-      return launch_backward<__nv_bfloat16>(p, split, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch_storage(
+      type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 
 }  // namespace flowops
