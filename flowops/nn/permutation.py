@@ -37,7 +37,10 @@ class Squeeze(Bijector):
                 f"Squeeze: x must have shape (B, C, H, W) with H and W multiples of {self.factor}, "
                 f"got {tuple(x.shape)}"
             )
-        z = pixel_unshuffle(x, self.factor)
+        f, (count, channels, height, width) = self.factor, x.shape
+        shape = (count, channels * f * f, height // f, width // f)
+        # PyTorch's own gives an empty batch back in the shape that it came in.
+        z = pixel_unshuffle(x, f) if count else x.reshape(shape)
         return z, zeros_logdet(x) if logdet is None else logdet
 
     def inverse(
@@ -49,7 +52,9 @@ class Squeeze(Bijector):
                 f"Squeeze: z must have shape (B, C, H, W) with C a multiple of {self.factor**2}, "
                 f"got {tuple(z.shape)}"
             )
-        x = pixel_shuffle(z, self.factor)
+        f, (count, channels, height, width) = self.factor, z.shape
+        shape = (count, channels // (f * f), height * f, width * f)
+        x = pixel_shuffle(z, f) if count else z.reshape(shape)
         return x, zeros_logdet(z) if logdet is None else logdet
 
     def extra_repr(self) -> str:
