@@ -143,10 +143,10 @@ def prepare(
     prepared: list[PreparedConv | None] = [None] * len(layers)
     for (parameterization, _), members in groups.items():
         convs = [layers[i][1] for i in members]
-        actnorms = [a for i in members if (a := layers[i][0]) is not None]
+        actnorms = [layers[i][0] for i in members]
         fold = {
-            "actnorm_bias": [a.bias for a in actnorms],
-            "actnorm_log_scale": [a.effective_log_scale() for a in actnorms],
+            "actnorm_bias": [a.bias for a in actnorms if a is not None],
+            "actnorm_log_scale": [a.effective_log_scale() for a in actnorms if a is not None],
         }
         if parameterization == "lu":
             weights, biases, logdets = ops.invertible_conv1x1_lu(
