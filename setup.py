@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
@@ -26,11 +26,15 @@ sys.path.insert(0, str(ROOT / "_build_backend"))
 from flowops_build import torch_requirement  # noqa: E402
 
 MIN_TORCH = (2, 11)
+MIN_SETUPTOOLS = 77
 VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "flowops/__init__.py").read_text(), re.M
 ).group(1)
 # Commands that describe the package without compiling it, and so need no torch.
 SOURCE_COMMANDS = {"sdist", "egg_info", "clean", "--version", "--name", "--help"}
+
+# For a machine without a GPU, where TORCH_CUDA_ARCH_LIST is unset; each runs on its minor versions.
+CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CPU_CAPABILITIES = {
@@ -57,6 +61,15 @@ class Cuda:
     reason: str
 
 
+def check_setuptools(version: str) -> None:
+    """Refuses a setuptools that cannot read pyproject.toml, as a bare Python may bring along."""
+    if int(version.split(".")[0]) < MIN_SETUPTOOLS:
+        raise build_error(
+            f"setuptools must be {MIN_SETUPTOOLS} or newer, got {version}; "
+            "run `pip install --upgrade setuptools`"
+        )
+
+
 def import_torch() -> Any:
     """The installed torch, new enough to build against."""
     try:
@@ -75,21 +88,15 @@ def import_torch() -> Any:
     return torch
 
 
-def check_compiler(wraps: bool) -> str:
-    """The C++ compiler's program.
-
-    Args:
-        wraps: Whether torch itself puts ccache before the compiler, as newer ones do; a launcher
-            named in CC or CXX then gives way to it.
-    """
-    command = os.environ.get("CXX", "c++")
-    program = shlex.split(command)[-1]
-    if wraps:
-        for variable in {"CC", "CXX"} & os.environ.keys():
-            os.environ[variable] = shlex.split(os.environ[variable])[-1]
+def check_compiler() -> str:
+    """The C++ compiler's program."""
+    for variable in {"CC", "CXX"} & os.environ.keys():
+        # torch runs one program, and newer ones put ccache before it by themselves.
+        os.environ[variable] = shlex.split(os.environ[variable])[-1]
+    program = os.environ.get("CXX", "c++")
     if shutil.which(program) is None:
         raise build_error(
-            f"no C++ compiler found (looked for {command!r}); "
+            f"no C++ compiler found (looked for {program!r}); "
             "install one (`apt-get install g++`) or set CXX"
         )
     return program
@@ -161,8 +168,10 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
-def cuda_architectures(cpp_extension: Any) -> str:
-    """What nvcc compiles for, such as "sm_80 sm_90": TORCH_CUDA_ARCH_LIST, else torch's choice."""
+def cuda_architectures(torch: Any, cpp_extension: Any) -> str:
+    """What nvcc compiles for, such as "sm_80 sm_90": TORCH_CUDA_ARCH_LIST, else the GPUs here."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     flags = " ".join(cpp_extension._get_cuda_arch_flags())
     return " ".join(sorted(set(re.findall(r"code=((?:sm|compute)_\w+)", flags))))
 
@@ -204,7 +213,7 @@ def native_modules(torch: Any) -> list[Any]:
     """Every extension module that this environment can build, announced in one line."""
     from torch.utils import cpp_extension
 
-    cxx = check_compiler(hasattr(cpp_extension, "_wrap_compiler"))
+    cxx = check_compiler()
     capabilities = cpu_capabilities()
     toolkit = nvcc_version(cpp_extension.CUDA_HOME)
     cuda = choose_cuda(
@@ -213,7 +222,7 @@ def native_modules(torch: Any) -> list[Any]:
         toolkit,
         bool(sources("cuda/*.cu", "cuda/*_cuda.cpp")),
     )
-    architectures = cuda_architectures(cpp_extension) if cuda.version else ""
+    architectures = cuda_architectures(torch, cpp_extension) if cuda.version else ""
     macros = {
         "FLOWOPS_VERSION": f'"{VERSION}"',
         "FLOWOPS_TORCH_VERSION": f'"{torch.__version__}"',
@@ -254,7 +263,7 @@ def build_extension_command(torch: Any) -> type:
     class BuildFlowops(BuildExtension):
         def run(self) -> None:
             os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
-            # A module of an earlier build, such as CUDA kernels since left out, must not be shipped.
+            # What an earlier build left, such as CUDA kernels since left out, must not be shipped.
             for stale in Path(self.build_lib, "flowops").glob("_*.so"):
                 stale.unlink()
             super().run()
@@ -275,6 +284,7 @@ def build_extension_command(torch: Any) -> type:
 
 def main() -> None:
     """Runs setuptools with the modules that the command at hand needs."""
+    check_setuptools(setuptools.__version__)
     needs_torch = not SOURCE_COMMANDS.intersection(sys.argv[1:])
     options: dict[str, Any] = {
         "install_requires": ["torch>=" + ".".join(map(str, MIN_TORCH)), "numpy"]
@@ -285,7 +295,7 @@ def main() -> None:
         options["install_requires"] = [requirement, "numpy"]
         options["ext_modules"] = native_modules(torch)
         options["cmdclass"] = {"build_ext": build_extension_command(torch)}
-    setup(**options)
+    setuptools.setup(**options)
 
 
 if __name__ == "__main__":
