@@ -68,12 +68,32 @@ struct Vec {
   void store(T* target) const { std::memcpy(target, &lanes, sizeof(Native)); }
 
   // The first `count` lanes; the others read as zero and are not written.
-  static Vec load(const T* source, int64_t count) {
+  static FLOWOPS_INLINE Vec load(const T* source, int64_t count) {
     Vec result(Native{});
+#ifdef __AVX512F__
+    const uint32_t lanes = (1u << count) - 1;
+    if constexpr (sizeof(T) == 4) {
+      result.lanes = _mm512_maskz_loadu_ps(lanes, source);
+    } else {
+      result.lanes = _mm512_maskz_loadu_pd(lanes, source);
+    }
+#else
     std::memcpy(&result.lanes, source, count * sizeof(T));
+#endif
     return result;
   }
-  void store(T* target, int64_t count) const { std::memcpy(target, &lanes, count * sizeof(T)); }
+  FLOWOPS_INLINE void store(T* target, int64_t count) const {
+#ifdef __AVX512F__
+    const uint32_t mask = (1u << count) - 1;
+    if constexpr (sizeof(T) == 4) {
+      _mm512_mask_storeu_ps(target, mask, lanes);
+    } else {
+      _mm512_mask_storeu_pd(target, mask, lanes);
+    }
+#else
+    std::memcpy(target, &lanes, count * sizeof(T));
+#endif
+  }
 
   static Mask first(int64_t count) {
     Bits index;
