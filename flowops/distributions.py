@@ -125,6 +125,11 @@ class Flow(nn.Module):
         """The dtype in which noise is drawn; it follows ``.to()``."""
         return self._like.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """The device on which noise is drawn; it follows ``.to()``."""
+        return self._like.device
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data ``(B, *event_shape)`` to ``(noise, logdet)``, ``(B, D)`` and ``(B,)``."""
         return self.transform(x, self._embed(context))

@@ -81,7 +81,7 @@ def importance_weighted_bits_per_dim(
     flow.eval()
     try:
         draws = (dequantize(values, levels, generator=generator) for _ in range(samples))
-        terms = [flow.log_prob(y.to(flow.dtype), context).double() for y in draws]
+        terms = [flow.log_prob(y.to(flow.device, flow.dtype), context).double() for y in draws]
     finally:
         flow.train(training)
     total = torch.stack(terms).logsumexp(0) - math.log(samples)
