@@ -1,0 +1,93 @@
+"""`flowops sample`, and what it shares with training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from flowops.cli.checkpoint import Checkpoint, load_weights
+from flowops.cli.console import require_extras, say, say_json
+from flowops.cli.errors import CommandError
+from flowops.cli.noise import SAMPLES, stream_seed
+from flowops.cli.plots import write_grid
+from flowops.cli.run_folder import RunFolder
+from flowops.cli.settings import RunConfig
+from flowops.cli.trainer import build_model
+from flowops.data import quantize
+from flowops.distributions import Flow
+
+_EMA_PREFIX = "module."
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """Draw images from the run ``arguments.run`` into a PNG; returns the exit code.
+
+    Raises:
+        CommandError: There is no such run, or the PNG cannot be written.
+    """
+    require_extras()
+    out = Path(arguments.out)
+    if out.suffix.lower() != ".png" or not out.parent.is_dir():
+        raise CommandError(f"--out must be a .png file in an existing folder, got {out}")
+    model, config, step = load_run(Path(arguments.run), choose_device(arguments.device))
+    temperature = arguments.temperature or config.train.sample_temperature
+    draw_grid(model, config, out, count=arguments.n, temperature=temperature, seed=arguments.seed)
+    if arguments.quiet:
+        say_json({"out": str(out), "n": arguments.n, "temperature": temperature, "step": step})
+    else:
+        say(
+            f"{arguments.n} samples of {config.model} after {step} steps, "
+            f"temperature {temperature}: {out}"
+        )
+    return 0
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` means here.
+
+    Raises:
+        CommandError: ``cuda`` was asked for and torch has none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda needs a GPU that torch can use; this torch sees none")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_run(path: Path, device: torch.device) -> tuple[Flow, RunConfig, int]:
+    """Return the trained model of a run folder in evaluation mode, its config and its step.
+
+    Raises:
+        CommandError: The folder holds no run or no checkpoint.
+    """
+    if not path.is_dir():
+        raise CommandError(f"--run {path} is no folder; `flowops train` makes one")
+    config = RunFolder(path).read_config()
+    checkpoint = Checkpoint.load(path)
+    model = build_model(config, device)
+    averaged = {
+        name[len(_EMA_PREFIX) :]: value
+        for name, value in checkpoint.ema.items()
+        if name.startswith(_EMA_PREFIX)
+    }
+    load_weights(model, averaged or checkpoint.model, path)
+    return model.eval(), config, checkpoint.step
+
+
+@torch.no_grad()
+def draw_grid(
+    model: Flow, config: RunConfig, path: Path, *, count: int, temperature: float, seed: int
+) -> None:
+    """Write ``count`` samples at ``temperature`` to ``path``."""
+    if count == 0:
+        return
+    was_training = model.training
+    model.eval()
+    source = torch.Generator(model.device).manual_seed(stream_seed(seed, SAMPLES))
+    images = model.sample((count,), temperature=temperature, generator=source)
+    model.train(was_training)
+    levels = config.data["levels"]
+    write_grid(quantize(images.cpu(), levels).numpy(), levels, path)

@@ -1,0 +1,213 @@
+"""`flowops train`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flowops
+from flowops.cli.baselines import trivial_baselines
+from flowops.cli.checkpoint import Checkpoint
+from flowops.cli.console import Progress, require_extras, say, say_json, say_table
+from flowops.cli.errors import CommandError
+from flowops.cli.plots import write_curve
+from flowops.cli.run_folder import RunFolder, differences
+from flowops.cli.sampling import choose_device, draw_grid
+from flowops.cli.settings import (
+    DEFAULT_DATA,
+    RunConfig,
+    TrainSettings,
+    default_options,
+    split_options,
+)
+from flowops.cli.trainer import Trainer, build_model
+from flowops.data import ImageData, load_images
+from flowops.models import MODELS
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train as ``arguments`` of :func:`~flowops.cli.parser.parse_arguments` say.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        CommandError: A wrong request (2), before anything is written; or a failure of the work (1).
+    """
+    require_extras()
+    started = time.monotonic()
+    folder = RunFolder(run_path(arguments))
+    stored = folder.read_config() if arguments.resume and folder.has_config() else None
+    if stored is None:
+        folder.refuse_if_used()
+        settings, model_options = _resolve(arguments)
+    else:
+        _refuse_other_settings(stored, arguments, folder)
+        settings, model_options = stored.train, stored.model_options
+        torch.set_num_threads(stored.environment["threads"])
+    if stored is None and settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    data = load_data(settings)
+    config = stored or _new_config(arguments, settings, model_options, data)
+    _check_data(config, data)
+    model = build_model(config, device)
+    if stored is None:
+        folder.create(config)
+    with folder.locked():
+        trainer = Trainer(config, data, model, folder, device, quiet=arguments.quiet)
+        if folder.has_checkpoint():
+            trainer.restore(Checkpoint.load(folder.path))
+        else:
+            folder.metrics.cut_after(0)
+            trainer.begin()
+        if not arguments.quiet:
+            _announce(trainer)
+        trainer.run()
+        _conclude(trainer, time.monotonic() - started)
+    return 0
+
+
+def run_path(arguments: argparse.Namespace) -> Path:
+    """Return the run folder: ``--out``, or ``runs/MODEL-DATA``."""
+    if arguments.out:
+        return Path(arguments.out)
+    data = Path(arguments.given.get("data", DEFAULT_DATA)).name
+    return Path("runs") / f"{arguments.model}-{data}"
+
+
+def load_data(settings: TrainSettings) -> ImageData:
+    """Load the images of ``settings``.
+
+    Raises:
+        CommandError: They are missing or malformed; the message says how to get them.
+    """
+    try:
+        return load_images(settings.data, levels=settings.pixel_levels or None)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _resolve(arguments: argparse.Namespace) -> tuple[TrainSettings, dict[str, Any]]:
+    source = arguments.given.get("data", DEFAULT_DATA)
+    options = (
+        default_options(arguments.model, source, MODELS[arguments.model].config) | arguments.given
+    )
+    if Path(options["data"]).exists():
+        options["data"] = str(Path(options["data"]).resolve())
+    return split_options(options, MODELS[arguments.model].config)
+
+
+def _refuse_other_settings(
+    stored: RunConfig, arguments: argparse.Namespace, folder: RunFolder
+) -> None:
+    given = dict(arguments.given)
+    if Path(given.get("data", "")).exists() and "data" in given:
+        given["data"] = str(Path(given["data"]).resolve())
+    found = differences(stored, arguments.model, given)
+    if found:
+        raise CommandError(f"--resume keeps the settings of {folder.path}: {'; '.join(found)}")
+
+
+def _new_config(
+    arguments: argparse.Namespace,
+    settings: TrainSettings,
+    model_options: dict[str, Any],
+    data: ImageData,
+) -> RunConfig:
+    source = arguments.given.get("data", DEFAULT_DATA)
+    defaults = default_options(arguments.model, source, MODELS[arguments.model].config)
+    defaults["data"] = DEFAULT_DATA
+    return RunConfig(
+        model=arguments.model,
+        event_shape=data.event_shape,
+        model_options=model_options,
+        train=settings,
+        data={
+            "name": data.name,
+            "levels": data.levels,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+            "split": data.split,
+            "sha256": data.fingerprint(),
+        },
+        non_default=sorted(
+            name for name, value in arguments.given.items() if defaults[name] != value
+        ),
+        environment={
+            "flowops": flowops.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _check_data(config: RunConfig, data: ImageData) -> None:
+    if data.fingerprint() != config.data["sha256"]:
+        raise CommandError(
+            f"data of {config.train.data} changed since the run began; train into another --out"
+        )
+    if config.train.batch_size > len(data.train):
+        raise CommandError(
+            f"--batch-size must be at most the {len(data.train)} training images, "
+            f"got {config.train.batch_size}"
+        )
+
+
+def _announce(trainer: Trainer) -> None:
+    config, data = trainer.config, trainer.data
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    shape = "x".join(str(size) for size in data.event_shape)
+    say(
+        f"{config.model}, {parameters:,} parameters, on {trainer.device}; "
+        f"run folder {trainer.folder.path}"
+    )
+    say(f"{data.name}: {len(data.train):,} images of {shape}, {data.levels} levels; {data.split}")
+    if trainer.step:
+        say(f"resuming after step {trainer.step} of {config.train.steps}")
+
+
+def _conclude(trainer: Trainer, seconds: float) -> None:
+    """Evaluate on the whole test split, draw the pictures, print the figures."""
+    config, folder, data = trainer.config, trainer.folder, trainer.data
+    with Progress(len(data.test), label="evaluating", quiet=trainer.quiet) as progress:
+        bits = trainer.held_out_bits(report=progress.update)
+    baselines = trivial_baselines(data)
+    folder.metrics.append(
+        {"step": trainer.step, "final": True, "test_bits_per_dim": bits, "baselines": baselines}
+    )
+    draw_grid(
+        trainer.judged,
+        config,
+        folder.samples,
+        count=config.train.sample_count,
+        temperature=config.train.sample_temperature,
+        seed=config.train.seed,
+    )
+    title = f"{config.model} on {data.name}"
+    write_curve(list(folder.metrics.rows()), baselines, title, folder.curve)
+    if trainer.quiet:
+        say_json(
+            {
+                "run": str(folder.path),
+                "model": config.model,
+                "data": data.name,
+                "step": trainer.step,
+                "seconds": round(seconds, 1),
+                "test_bits_per_dim": bits,
+                "baselines": baselines,
+            }
+        )
+        return
+    table = {f"{config.model}, after {trainer.step} steps": bits} | baselines
+    say_table(
+        f"held-out bits/dim of {len(data.test):,} images, uniform dequantisation (less is better):",
+        table,
+    )
+    say(f"{seconds:.0f} s; samples in {folder.samples}, learning curve in {folder.curve}")
