@@ -84,9 +84,9 @@ class StandardLogistic(nn.Module):
 
 
 class Flow(nn.Module):
-    """A distribution over data: a bijector to noise, and the density of that noise.
+    r"""A distribution over data: a bijector to noise, and the density of that noise.
 
-    .. math:: \\log p(x) = \\log p_Z(f(x)) + \\log|\\det \\partial f / \\partial x|
+    .. math:: \log p(x) = \log p_Z(f(x)) + \log|\det \partial f / \partial x|
 
     Data have shape ``(*batch, *event_shape)``, any number of batch dimensions; noise is flat,
     ``(B, D)``.
@@ -101,6 +101,8 @@ class Flow(nn.Module):
     Raises:
         ValueError: if the context does not fit the flow, or the data do not fit the event shape.
     """
+
+    _like: Tensor
 
     def __init__(
         self,

@@ -13,9 +13,9 @@ from flowops.nn.preprocess import dequantize
 
 
 def bits_per_dim(log_prob: Tensor, dims: int | Sequence[int], levels: int) -> Tensor:
-    """Return bits per dimension of discrete data from the log-density of dequantised data.
+    r"""Return bits per dimension of discrete data from the log-density of dequantised data.
 
-    .. math:: -\\frac{\\log p_Y(y) - D \\log n}{D \\log 2}, \\qquad y = (v + u) / n
+    .. math:: -\frac{\log p_Y(y) - D \log n}{D \log 2}, \qquad y = (v + u) / n
 
     With one draw of the noise ``u`` its mean is an upper bound of the discrete
     negative log-likelihood.
@@ -52,9 +52,9 @@ def importance_weighted_bits_per_dim(
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return an upper bound of bits per dimension with several draws of the dequantisation noise.
+    r"""Return an upper bound of bits per dimension with several draws of the dequantisation noise.
 
-    .. math:: -\\log \\frac1K \\sum_k p_Y((v + u_k) / n) \\; n^{-D}
+    .. math:: -\log \frac1K \sum_k p_Y((v + u_k) / n) \; n^{-D}
 
     It is tighter than :func:`bits_per_dim` of one draw and meets it at K = 1, so a figure from it
     must say K. The flow is put in evaluation mode for the while.

@@ -1,4 +1,4 @@
-"""What the tests of flowops, and of code built on it, share: tolerances, oracles, contract checks."""
+"""What tests of flowops, and of code built on it, share: tolerances, oracles, contract checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
 }
 
 
-def assert_close(actual: Tensor, expected: Tensor, *, dtype: torch.dtype, factor: float = 1.0) -> None:
+def assert_close(
+    actual: Tensor, expected: Tensor, *, dtype: torch.dtype, factor: float = 1.0
+) -> None:
     """Compare with the project's tolerance for results computed from ``dtype`` inputs.
 
     ``factor`` widens it, for sums over many terms; give the reason where it is used.
@@ -97,7 +99,9 @@ def check_bijector(
     """
     z, logdet = bijector(x, context)
     back, logdet_back = bijector.inverse(z, context)
-    _expect(logdet.dtype == torch.float64 and logdet.shape == (len(x),), "logdet must be (B,) float64")
+    _expect(
+        logdet.dtype == torch.float64 and logdet.shape == (len(x),), "logdet must be (B,) float64"
+    )
     _expect_close(back, x, atol, "inverse(forward(x)) must be x")
     _expect_close(logdet_back, -logdet, atol, "the log-determinants must cancel")
     _expect_close(bijector(back, context)[0], z, atol, "forward(inverse(z)) must be z")
@@ -107,14 +111,20 @@ def check_bijector(
         truth = jacobian_logdet(lambda v, c=one: bijector(v, c)[0], row)
         _expect_close(logdet[i : i + 1], truth, atol, "forward's logdet must be the Jacobian's")
         truth = jacobian_logdet(lambda v, c=one: bijector.inverse(v, c)[0], z_row)
-        _expect_close(logdet_back[i : i + 1], truth, atol, "inverse's logdet must be the Jacobian's")
+        _expect_close(
+            logdet_back[i : i + 1], truth, atol, "inverse's logdet must be the Jacobian's"
+        )
         alone, logdet_alone = bijector(row, one)
         _expect_close(alone, z[i : i + 1], 1e-12, "a sample must not depend on its batch")
-        _expect_close(logdet_alone, logdet[i : i + 1], 1e-12, "a logdet must not depend on its batch")
+        _expect_close(
+            logdet_alone, logdet[i : i + 1], 1e-12, "a logdet must not depend on its batch"
+        )
     empty = None if context is None else context[:0]
     z_empty, logdet_empty = bijector(x[:0], empty)
     _expect(z_empty.shape == z[:0].shape and logdet_empty.shape == (0,), "an empty batch must pass")
-    _expect(bijector.inverse(z_empty, empty)[0].shape == x[:0].shape, "an empty batch must pass back")
+    _expect(
+        bijector.inverse(z_empty, empty)[0].shape == x[:0].shape, "an empty batch must pass back"
+    )
     if isinstance(bijector, Bijector):
         incoming = torch.linspace(-1, 1, len(x), dtype=x.dtype)
         total = bijector(x, context, logdet=incoming)[1]

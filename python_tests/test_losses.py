@@ -33,7 +33,8 @@ def test_importance_weighted_bound_falls_to_the_likelihood() -> None:
     mass = normal.cdf(edges).diff()
     exact = -mass.log2().mean()
     bounds = [
-        importance_weighted_bits_per_dim(flow, values, levels=2, samples=k).mean() for k in (1, 4, 32)
+        importance_weighted_bits_per_dim(flow, values, levels=2, samples=k).mean()
+        for k in (1, 4, 32)
     ]
     assert bounds[0] > bounds[1] > bounds[2] > exact - 1e-4
     torch.testing.assert_close(bounds[2], exact.double(), rtol=0, atol=1e-3)

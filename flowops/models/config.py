@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-
 #: Values of dequantised pixels.
 PIXELS = (0.0, 1.0)
 

@@ -38,7 +38,7 @@ class GlowConfig:
     coupling: str = option("affine", "kind of coupling", ("affine", "additive"))
     conv1x1: str = option("lu", "parameterisation of the 1x1 convolutions", ("lu", "full"))
     learn_top: bool = option(True, "learn mean and scale of the last level's noise")
-    preprocess: str = option("center", "first map of the pixels", ("center", "logit"))
+    preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
     alpha: float = option(0.05, "the logit sees alpha + (1 - 2 alpha) x")
     classes: int = option(0, "number of classes, 0 for an unconditional model")
     context_features: int = option(0, "size of the context vector, 0 for none")
@@ -52,7 +52,7 @@ class GlowConfig:
             check_at_least("Glow", name, getattr(self, name), 0)
         check_choice("Glow", "coupling", self.coupling, ("affine", "additive"))
         check_choice("Glow", "conv1x1", self.conv1x1, ("lu", "full"))
-        check_choice("Glow", "preprocess", self.preprocess, ("center", "logit"))
+        check_choice("Glow", "preprocess", self.preprocess, ("logit", "center"))
         check_choice("Glow", "condition", self.condition, ("top", "all"))
         if self.classes and self.context_features:
             raise ValueError(

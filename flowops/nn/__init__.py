@@ -46,8 +46,8 @@ __all__ = [
     "dequantize",
     "even_odd_permutation",
     "ordered_squeeze_permutation",
-    "preprocessing",
     "prepare",
+    "preprocessing",
     "random_permutation",
     "reverse_permutation",
 ]

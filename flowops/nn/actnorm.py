@@ -190,9 +190,9 @@ class DiagonalScale(Bijector):
 
 
 class BatchNorm(Bijector):
-    """Batch normalisation as a bijector, ``z = (x - mean) / sqrt(var + eps)`` per channel.
+    r"""Batch normalisation as a bijector, ``z = (x - mean) / sqrt(var + eps)`` per channel.
 
-    .. math:: \\log|\\det| = -\\tfrac12 \\, HW \\sum_c \\log(\\mathrm{var}_c + \\epsilon)
+    .. math:: \log|\det| = -\tfrac12 \, HW \sum_c \log(\mathrm{var}_c + \epsilon)
 
     In training the statistics are the batch's own (biased variance) and the running ones follow
     them; in evaluation, and in ``inverse`` always, the running ones are used.

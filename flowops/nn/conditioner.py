@@ -6,6 +6,7 @@ All are called as ``conditioner(x, context=None)``, begin by giving zeros, and s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class MLP(nn.Module):
         self.context_features = context_features
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.layers = nn.ModuleList(
-            nn.Linear(n_in, n_out, **factory) for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+            nn.Linear(n_in, n_out, **factory) for n_in, n_out in itertools.pairwise(sizes)
         )
         self._zero_last()
 
@@ -71,8 +72,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, in_features)`` to ``(B, out_features)``."""
         if self.context_features:
-            check_context(self, context, self.context_features)
-            x = torch.cat([x, context.to(x.dtype)], 1)  # type: ignore[union-attr]
+            context = check_context(self, context, self.context_features)
+            x = torch.cat([x, context.to(x.dtype)], 1)
         for layer in self.layers[:-1]:
             x = relu(layer(x))
         return self.layers[-1](x)
@@ -95,6 +96,8 @@ class ActNormConv2d(nn.Module):
     Raises:
         ValueError: if an argument is out of range, or the context has not the size promised.
     """
+
+    context_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -138,8 +141,8 @@ class ActNormConv2d(nn.Module):
         y = conv2d(x, weight, self.actnorm.bias * scale, padding=self.padding)
         if self.context_weight is None:
             return y
-        check_context(self, context, self.context_features)
-        return y + linear(context.to(y.dtype), self.context_weight)[:, :, None, None]  # type: ignore[union-attr]
+        context = check_context(self, context, self.context_features)
+        return y + linear(context.to(y.dtype), self.context_weight)[:, :, None, None]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -154,7 +157,7 @@ class ActNormConv2d(nn.Module):
 
 
 class ZeroConv2d(nn.Module):
-    """Convolution that begins at zero, ``(conv(x) + bias) * exp(factor * gain)``: Glow's last layer.
+    """Convolution that begins at zero, ``(conv(x) + bias) * exp(factor * gain)``: Glow's last.
 
     Args:
         in_channels: channels in.

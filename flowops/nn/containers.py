@@ -114,11 +114,11 @@ def _group(layers: Sequence[Bijector]) -> list[tuple[int | None, int]]:
     """Group layer indices into ``(folded actnorm or None, layer)``."""
     units: list[tuple[int | None, int]] = []
     for i, layer in enumerate(layers):
-        if isinstance(layer, InvertibleConv1x1) and units and units[-1] == (None, i - 1):
-            if type(layers[i - 1]) is ActNorm:
-                units[-1] = (i - 1, i)
-                continue
-        units.append((None, i))
+        previous = layers[i - 1] if i else None
+        if isinstance(layer, InvertibleConv1x1) and type(previous) is ActNorm:
+            units[-1] = (i - 1, i)
+        else:
+            units.append((None, i))
     return units
 
 

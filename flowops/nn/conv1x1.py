@@ -64,7 +64,8 @@ class InvertibleConv1x1(Bijector):
             raise ValueError(f"InvertibleConv1x1: channels must be at least 1, got {channels}")
         if parameterization not in ("lu", "full"):
             raise ValueError(
-                f"InvertibleConv1x1: parameterization must be 'lu' or 'full', got {parameterization!r}"
+                "InvertibleConv1x1: parameterization must be 'lu' or 'full', "
+                f"got {parameterization!r}"
             )
         self.channels = channels
         self.parameterization = parameterization

@@ -79,7 +79,8 @@ class AffineCoupling(Bijector):
             )
         if mask is None and not 0 < kept < channels:
             raise ValueError(
-                f"{name}: kept_channels must be between 1 and channels - 1 = {channels - 1}, got {kept}"
+                f"{name}: kept_channels must be between 1 and channels - 1 = {channels - 1}, "
+                f"got {kept}"
             )
         if mask is not None and mask.dtype != torch.bool:
             raise ValueError(f"{name}: mask must have dtype torch.bool, got {mask.dtype}")

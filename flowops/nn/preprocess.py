@@ -32,15 +32,16 @@ def dequantize(values: Tensor, levels: int, *, generator: torch.Generator | None
         raise ValueError(f"dequantize: levels must be at least 1, got {levels}")
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     noise = torch.rand(values.shape, dtype=dtype, device=values.device, generator=generator)
-    # v + u is rounded to a grid of spacing up to levels * eps / 2: keep u further below 1 than that.
+    # v + u is rounded to a grid of spacing up to levels * eps / 2: keep u further than that from 1.
     noise = noise.clamp(max=1 - 2 * levels * torch.finfo(dtype).eps)
     return (values.to(dtype) + noise) / levels
 
 
 class Logit(Bijector):
-    """Logit of pixels drawn towards the middle, ``z = logit(alpha + (1 - 2 alpha) x)``.
+    r"""Logit of pixels drawn towards the middle, ``z = logit(alpha + (1 - 2 alpha) x)``.
 
-    .. math:: \\log|\\det| = \\sum [\\mathrm{softplus}(z) + \\mathrm{softplus}(-z) + \\log(1 - 2\\alpha)]
+    .. math::
+        \log|\det| = \sum [\mathrm{softplus}(z) + \mathrm{softplus}(-z) + \log(1 - 2\alpha)]
 
     ``inverse`` maps onto ``(-alpha, 1 + alpha) / (1 - 2 alpha)``, a little outside [0, 1]: clamp
     samples for display.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from flowops import ops
 from flowops.nn.base import Bijector, zeros_logdet
@@ -14,12 +15,12 @@ _LAYOUT = "shift_scale_interleaved"
 
 
 class Split(nn.Module):
-    """Factor the second half of the channels out, standardised under a learned prior.
+    r"""Factor the second half of the channels out, standardised under a learned prior.
 
-    .. math:: \\epsilon = (x_2 - \\mu(x_1)) \\, e^{-\\log\\sigma(x_1)}
+    .. math:: \epsilon = (x_2 - \mu(x_1)) \, e^{-\log\sigma(x_1)}
 
-    With the density of :math:`\\epsilon` standard normal this is Glow's ``split2d``:
-    :math:`x_2 \\sim N(\\mu(x_1), \\sigma(x_1)^2)`. It splits one tensor in two, so it is not a
+    With the density of :math:`\epsilon` standard normal this is Glow's ``split2d``:
+    :math:`x_2 \sim N(\mu(x_1), \sigma(x_1)^2)`. It splits one tensor in two, so it is not a
     :class:`Bijector`, but keeps its conventions.
 
     Args:
@@ -93,14 +94,16 @@ class LearnedPrior(Bijector):
     Args:
         channels: size of dimension 1.
         context_features: size of the context vector; 0 for none.
-        log_scale_factor: mean and log standard deviation are multiplied by ``exp(factor * g)``, ``g``
-            learned from 0, as in Glow's zero-initialised convolution.
+        log_scale_factor: mean and log standard deviation are multiplied by ``exp(factor * g)``,
+            ``g`` learned from 0, as in Glow's zero-initialised convolution.
         device: of the parameters.
         dtype: of the parameters.
 
     Raises:
         ValueError: if an argument is out of range, or the context has not the size promised.
     """
+
+    weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -136,8 +139,8 @@ class LearnedPrior(Bijector):
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         params = self.bias
         if self.weight is not None:
-            check_context(self, context, self.context_features)
-            params = nn.functional.linear(context, self.weight, self.bias)
+            context = check_context(self, context, self.context_features)
+            params = linear(context.to(self.bias.dtype), self.weight, self.bias)
         params = params * torch.exp(self.log_scale_factor * self.gain)
         params = params.reshape(-1, 2 * self.channels, *[1] * (x.dim() - 2))
         return params.expand(x.size(0), -1, *x.shape[2:])
@@ -160,10 +163,11 @@ class LearnedPrior(Bijector):
         return f"{self.channels}, context_features={self.context_features}"
 
 
-def check_context(module: nn.Module, context: Tensor | None, features: int) -> None:
-    """Raise ValueError unless ``context`` has shape ``(batch, features)``."""
+def check_context(module: nn.Module, context: Tensor | None, features: int) -> Tensor:
+    """Return ``context``, or raise ValueError unless its shape is ``(batch, features)``."""
     if context is None or context.dim() != 2 or context.size(1) != features:
         got = None if context is None else tuple(context.shape)
         raise ValueError(
             f"{type(module).__name__}: context must have shape (batch, {features}), got {got}"
         )
+    return context

@@ -105,11 +105,13 @@ def test_gradients_of_log_prob(case: str) -> None:
 def test_samples_follow_the_density(
     name: str, event_shape: tuple[int, ...], options: dict[str, object]
 ) -> None:
-    """With x drawn by the inverse and p by the forward, the mean of h / p is 1 for any density h."""
+    """For x drawn by the inverse and p from the forward, h / p has mean 1 for any density h."""
     model = randomize_(build(name, event_shape, **{**SMALL[name], **options}).double()).eval()
     with torch.no_grad():
         x, log_prob = model.rsample_and_log_prob((40_000,))
-        inside = ((x > 0) & (x < 1)).flatten(1).all(1) if model.config.preprocess == "logit" else None
+        inside = (
+            ((x > 0) & (x < 1)).flatten(1).all(1) if model.config.preprocess == "logit" else None
+        )
         flat = x.flatten(1)
         # h: narrower than p, around a point of high density.
         middle = flat.median(0).values
@@ -149,7 +151,7 @@ def _train(model: Flow, values: torch.Tensor, levels: int, steps: int) -> None:
 def test_probabilities_of_all_images_sum_to_one(
     name: str, event_shape: tuple[int, ...], options: dict[str, object]
 ) -> None:
-    """Bounds exp(-NLL) of all 4-level images of a trained model sum to at most 1, and to most of it.
+    """Bounds exp(-NLL) of all 4-level images of a trained model sum to most of 1, not to more.
 
     With many draws of the noise the bound is the probability itself.
     """

@@ -134,7 +134,10 @@ def test_batch_norm_initialize_leaves_running_statistics() -> None:
     ("build", "message"),
     [
         (lambda: ActNorm(0), "ActNorm: channels must be at least 1, got 0"),
-        (lambda: ActNorm(2, log_scale_factor=0), "ActNorm: log_scale_factor must be above 0, got 0"),
+        (
+            lambda: ActNorm(2, log_scale_factor=0),
+            "ActNorm: log_scale_factor must be above 0, got 0",
+        ),
         (lambda: ActNorm(2, eps=-1), "ActNorm: eps must be at least 0, got -1"),
         (lambda: DiagonalScale(0), "DiagonalScale: channels must be at least 1, got 0"),
         (lambda: BatchNorm(0), "BatchNorm: channels must be at least 1, got 0"),
