@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     actnorm_kernel(const ActnormParams p, const SampleSplit split) {
   using T = opmath_type<scalar_t>;
   const ThreadShare share(split);
+  if (share.chunk == 0) write_logdet<T>(p, share);
   const Rows<const scalar_t> x(p.x, share.sample);
   const Rows<scalar_t> z(p.z, share.sample);
   const T* bias = static_cast<const T*>(p.bias);
@@ -43,7 +44,6 @@ __global__ void __launch_bounds__(kSplitThreads)
     }
     store_lanes(z, row, column, values);
   });
-  if (share.chunk == 0) write_logdet<T>(p, share);
 }
 
 struct GradientSums {
