@@ -20,6 +20,8 @@
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
+inline int min(int a, int b) { return a < b ? a : b; }
+
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   flowops::simt::wait_for_block({file, line});
 }
