@@ -21,6 +21,13 @@ def test_example_runs() -> None:
     assert namespace["x"].shape == (5, 6)
 
 
+def test_tutorial_runs() -> None:
+    namespace: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S):
+        exec(compile(code, "docs/tutorial.md", "exec"), namespace)
+    assert namespace["log_prob"].shape == (256,)
+
+
 def test_figures_come_from_a_committed_result() -> None:
     sources = re.findall(r"\]\((benchmarks/results/[^)]+\.json)\)", README)
     assert sources
