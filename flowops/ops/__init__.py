@@ -1,10 +1,8 @@
 """Kernels as functions; see each function's docstring for formula, shapes and cost."""
 
+from flowops.ops.actnorm import actnorm, actnorm_inverse, actnorm_statistics
 from flowops.ops.affine_coupling import affine_coupling, affine_coupling_inverse
-from flowops.reference import (
-    actnorm,
-    actnorm_inverse,
-    actnorm_statistics,
+from flowops.ops.invertible_conv1x1 import (
     invertible_conv1x1,
     invertible_conv1x1_full,
     invertible_conv1x1_lu,

@@ -16,8 +16,11 @@ Prepared = tuple[list[Tensor], list[Tensor], Tensor]
 
 def invertible_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See :func:`flowops.ops.invertible_conv1x1`."""
-    z = torch.einsum("oc,bc...->bo...", weight, x)
-    return z if bias is None else z + bias.view(-1, *[1] * (x.dim() - 2))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    z = torch.einsum("oc,bc...->bo...", weight.to(wide), x.to(wide))
+    if bias is not None:
+        z = z + bias.to(wide).view(-1, *[1] * (x.dim() - 2))
+    return z.to(x.dtype)
 
 
 def invertible_conv1x1_lu(
@@ -33,6 +36,7 @@ def invertible_conv1x1_lu(
 ) -> Prepared:
     """See :func:`flowops.ops.invertible_conv1x1_lu`."""
     weights = []
+    lower, upper, log_s, sign = _wide(lower), _wide(upper), _wide(log_s), _wide(sign)
     for low, up, log_diagonal, signs, index in zip(
         lower, upper, log_s, sign, permutation, strict=True
     ):
@@ -51,8 +55,13 @@ def invertible_conv1x1_full(
     inverse: bool = False,
 ) -> Prepared:
     """See :func:`flowops.ops.invertible_conv1x1_full`."""
-    logdet = torch.stack([torch.linalg.slogdet(w).logabsdet for w in weight])
-    return _fold(list(weight), logdet, actnorm_bias, actnorm_log_scale, inverse)
+    weights = _wide(weight)
+    logdet = torch.stack([torch.linalg.slogdet(w).logabsdet for w in weights])
+    return _fold(weights, logdet, actnorm_bias, actnorm_log_scale, inverse)
+
+
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 def _fold(
@@ -63,9 +72,10 @@ def _fold(
     inverse: bool,
 ) -> Prepared:
     if inverse:
-        weights, logdet = [torch.linalg.inv(w) for w in weights], -logdet
+        weights, logdet = [torch.linalg.inv_ex(w).inverse for w in weights], -logdet
     if not actnorm_bias:
         return weights, [], logdet
+    actnorm_bias, actnorm_log_scale = _wide(actnorm_bias), _wide(actnorm_log_scale)
     log_scale_sum = torch.stack([s.sum() for s in actnorm_log_scale])
     if inverse:
         folded = [
