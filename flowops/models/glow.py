@@ -37,6 +37,7 @@ class GlowConfig:
     hidden: int = option(64, "channels of the coupling networks")
     coupling: str = option("affine", "kind of coupling", ("affine", "additive"))
     conv1x1: str = option("lu", "parameterisation of the 1x1 convolutions", ("lu", "full"))
+    edge_bias: bool = option(True, "3x3 convolutions have a bias at the border")
     learn_top: bool = option(True, "learn mean and scale of the last level's noise")
     preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
     alpha: float = option(0.05, "the logit sees alpha + (1 - 2 alpha) x")
@@ -78,6 +79,9 @@ class Glow(Flow):
     ``s = sigmoid(h + 2)``, shift and scale interleaved. Actnorm is folded into the convolution,
     and the weights of all steps of all levels come from one kernel call.
 
+    Two defaults differ from Glow's own code: pixels pass a logit (its ``preprocess`` is "center"),
+    and the sizes are small enough to train on a CPU (Glow's are 32 steps, 512 hidden channels).
+
     With ``classes`` the context is int64 labels ``(B,)``, with ``context_features`` a vector
     ``(B, F)``; it sets mean and scale of the top prior, and with ``condition="all"`` it also
     enters the coupling networks.
@@ -112,7 +116,8 @@ class Glow(Flow):
                 layers += _step(config, channels, inner)
             if level < config.levels - 1:
                 kept = channels // 2
-                splits.append(Split(channels, ZeroConv2d(kept, 2 * (channels - kept))))
+                prior = ZeroConv2d(kept, 2 * (channels - kept), edge_bias=config.edge_bias)
+                splits.append(Split(channels, prior))
                 channels = kept
             elif config.learn_top:
                 layers.append(LearnedPrior(channels, context_features=features))
@@ -147,6 +152,7 @@ def _step(config: GlowConfig, channels: int, context_features: int) -> list[Bije
         2 * moved if affine else moved,
         hidden=config.hidden,
         context_features=context_features,
+        edge_bias=config.edge_bias,
     )
     if affine:
         coupling = AffineCoupling(

@@ -2,9 +2,10 @@
 
 from .actnorm import ActNorm, BatchNorm, DiagonalScale
 from .base import Bijector
-from .conditioner import MLP, ActNormConv2d, GatedResNet, GlowConvNet, ZeroConv2d
+from .conditioner import MLP, GatedResNet, GlowConvNet
 from .containers import Inverse, MultiScale, Sequential
 from .conv1x1 import InvertibleConv1x1, PreparedConv, prepare
+from .convolution import ActNormConv2d, ZeroConv2d
 from .coupling import AdditiveCoupling, AffineCoupling, checkerboard_mask
 from .permutation import (
     Flatten,

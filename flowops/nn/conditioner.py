@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, glu, linear, relu
+from torch.nn.functional import glu, relu
 
-from flowops.nn.actnorm import ActNorm
+from flowops.nn.convolution import ActNormConv2d, ZeroConv2d
 from flowops.nn.split import check_context
 
 
@@ -79,137 +79,6 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-class ActNormConv2d(nn.Module):
-    """Convolution followed by actnorm, as one convolution: the actnorm is folded into its weight.
-
-    The weight begins as N(0, 0.05^2) (Glow's); actnorm then sets the scale from the first batch.
-    A context vector adds a linear map of itself to each pixel of the output, zero at first.
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out.
-        kernel_size: odd; the padding keeps the resolution.
-        context_features: size of the context vector; 0 for none.
-        device: of the parameters.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: if an argument is out of range, or the context has not the size promised.
-    """
-
-    context_weight: nn.Parameter | None
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        context_features: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if min(in_channels, out_channels) < 1:
-            raise ValueError(
-                f"ActNormConv2d: in_channels and out_channels must be at least 1, "
-                f"got {in_channels} and {out_channels}"
-            )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"ActNormConv2d: kernel_size must be odd, got {kernel_size}")
-        self.context_features = context_features
-        self.padding = kernel_size // 2
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, **factory))
-        self.actnorm = ActNorm(out_channels, log_scale_factor=3.0, **factory)
-        mixer = torch.empty(out_channels, context_features, **factory)
-        self.register_parameter("context_weight", nn.Parameter(mixer) if context_features else None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight anew; the actnorm is not initialised then."""
-        nn.init.normal_(self.weight, std=0.05)
-        self.actnorm.reset_parameters()
-        if self.context_weight is not None:
-            nn.init.zeros_(self.context_weight)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""
-        scale = torch.exp(self.actnorm.effective_log_scale())
-        weight = self.weight * scale[:, None, None, None]
-        y = conv2d(x, weight, self.actnorm.bias * scale, padding=self.padding)
-        if self.context_weight is None:
-            return y
-        context = check_context(self, context, self.context_features)
-        return y + linear(context.to(y.dtype), self.context_weight)[:, :, None, None]
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Set the actnorm from the batch, once; return the output."""
-        self.actnorm.initialize(conv2d(x, self.weight, padding=self.padding))
-        return self(x, context)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for ``repr``."""
-        out_channels, in_channels, kernel_size, _ = self.weight.shape
-        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
-
-
-class ZeroConv2d(nn.Module):
-    """Convolution that begins at zero, ``(conv(x) + bias) * exp(factor * gain)``: Glow's last.
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out.
-        kernel_size: odd; the padding keeps the resolution.
-        log_scale_factor: ``factor``.
-        device: of the parameters.
-        dtype: of the parameters.
-
-    Raises:
-        ValueError: if ``kernel_size`` is not odd.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        *,
-        log_scale_factor: float = 3.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"ZeroConv2d: kernel_size must be odd, got {kernel_size}")
-        self.padding = kernel_size // 2
-        self.log_scale_factor = log_scale_factor
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, **factory))
-        self.bias = nn.Parameter(torch.empty(out_channels, **factory))
-        self.gain = nn.Parameter(torch.empty(out_channels, **factory))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set all to zero."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``; ``context`` is unused."""
-        scale = torch.exp(self.log_scale_factor * self.gain)
-        weight = self.weight * scale[:, None, None, None]
-        return conv2d(x, weight, self.bias * scale, padding=self.padding)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for ``repr``."""
-        out_channels, in_channels, kernel_size, _ = self.weight.shape
-        return f"{in_channels}, {out_channels}, kernel_size={kernel_size}"
-
-
 class GlowConvNet(nn.Module):
     """Glow's conditioner: 3x3 and 1x1 convolutions with actnorm and ReLU, then a zero 3x3 one.
 
@@ -218,6 +87,7 @@ class GlowConvNet(nn.Module):
         out_channels: channels out.
         hidden: channels of the two hidden maps.
         context_features: size of the context vector; 0 for none.
+        edge_bias: give the 3x3 convolutions a bias at the border, as Glow's own code does.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -232,16 +102,22 @@ class GlowConvNet(nn.Module):
         *,
         hidden: int = 512,
         context_features: int = 0,
+        edge_bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.first = ActNormConv2d(
-            in_channels, hidden, 3, context_features=context_features, **factory
+            in_channels,
+            hidden,
+            3,
+            context_features=context_features,
+            edge_bias=edge_bias,
+            **factory,
         )
         self.second = ActNormConv2d(hidden, hidden, 1, **factory)
-        self.last = ZeroConv2d(hidden, out_channels, 3, **factory)
+        self.last = ZeroConv2d(hidden, out_channels, 3, edge_bias=edge_bias, **factory)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""

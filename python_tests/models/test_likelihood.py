@@ -32,7 +32,12 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, object], str]] = {
     "realnvp_context": ("realnvp", (1, 2, 2), {"context_features": 3}, "vector"),
     "glow": ("glow", (1, 4, 4), {}, ""),
     "glow_full": ("glow", (1, 4, 4), {"conv1x1": "full"}, ""),
-    "glow_additive": ("glow", (1, 4, 4), {"coupling": "additive", "learn_top": False}, ""),
+    "glow_additive": (
+        "glow",
+        (1, 4, 4),
+        {"coupling": "additive", "learn_top": False, "edge_bias": False, "preprocess": "center"},
+        "",
+    ),
     "glow_colour_logit": ("glow", (3, 4, 4), {"preprocess": "logit", "steps": 1}, ""),
     "glow_one_level": ("glow", (1, 2, 6), {"levels": 1}, ""),
     "glow_classes": ("glow", (1, 4, 4), {"classes": 3}, "label"),

@@ -110,6 +110,17 @@ def test_actnorm_conv_is_conv_then_actnorm() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_edge_bias_is_a_channel_of_ones_on_the_padding(kernel_size: int) -> None:
+    layer = randomize_(ActNormConv2d(3, 4, kernel_size, edge_bias=True).double())
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    around = [kernel_size // 2] * 4
+    inside = torch.nn.functional.pad(x, around)
+    edge = torch.nn.functional.pad(x.new_zeros(2, 1, 5, 4), around, value=1.0)
+    plain = torch.nn.functional.conv2d(torch.cat([inside, edge], 1), layer.weight)
+    torch.testing.assert_close(layer(x), layer.actnorm(plain)[0])
+
+
 def test_dequantize_stays_in_its_level() -> None:
     values = torch.arange(256).repeat(2000)
     y = dequantize(values, 256)
