@@ -36,6 +36,12 @@ SOURCE_COMMANDS = {"sdist", "egg_info", "clean", "--version", "--name", "--help"
 # For a machine without a GPU, where TORCH_CUDA_ARCH_LIST is unset; each runs on its minor versions.
 CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
+# torch forbids what its own half types would make ambiguous; our .cu files include no torch header.
+CUDA_CONVERSIONS = [
+    f"-U__CUDA_NO_{name}__"
+    for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
+]
+
 CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CPU_CAPABILITIES = {
     "DEFAULT": [],
@@ -194,18 +200,14 @@ def extension(
 
 def cuda_extension(cpp_extension: Any, cxx: str) -> Any:
     """The CUDA backend."""
-    nvcc_flags = [
-        "-O3",
-        "--threads=2",
-        "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra",
-        "-Xfatbin=-compress-all",
-    ]
+    nvcc_flags = ["-O3", f"-ccbin={cxx}", "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra"]
+    nvcc_flags += ["-Xfatbin=-compress-all", *CUDA_CONVERSIONS]
     headers = [f"-isystem{path}" for path in cpp_extension.include_paths("cuda")]
     return cpp_extension.CUDAExtension(
         "flowops._cuda",
         [*sources("cuda/*.cu", "cuda/*_cuda.cpp"), "csrc/common/python_module.cpp"],
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": [*CXX_FLAGS, *headers], "nvcc": [*nvcc_flags, f"-ccbin={cxx}"]},
+        extra_compile_args={"cxx": [*CXX_FLAGS, *headers], "nvcc": nvcc_flags},
     )
 
 
