@@ -115,7 +115,7 @@ def _train_parser(model: str | None, data: str = DEFAULT_DATA) -> _Parser:
     parser = _verb_parser("train", add_help=model is not None)
     parser.add_argument("--out", help="run folder (default: runs/MODEL-DATA)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the folder's last checkpoint"
+        "--resume", action="store_true", help="go on from the last checkpoint, or begin"
     )
     defaults: dict[str, Any] = {}
     if model is not None:

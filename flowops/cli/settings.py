@@ -52,7 +52,7 @@ class TrainSettings:
     checkpoint_every: int = _option(200, "steps between checkpoints")
     sample_count: int = _option(64, "images in samples.png")
     sample_temperature: float = _option(
-        0.8, "standard deviation of the latent noise of samples.png"
+        0.7, "standard deviation of the latent noise of samples.png"
     )
 
     def __post_init__(self) -> None:
@@ -101,14 +101,25 @@ class TrainSettings:
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # One thread: the 8x8 layers are too small to share, and bits do not depend on the machine.
     ("glow", "digits"): {
-        "flow_steps": 4,
-        "hidden": 32,
+        "flow_steps": 8,
+        "hidden": 48,
         "preprocess": "logit",
-        "alpha": 0.01,
-        "steps": 2000,
+        "alpha": 0.02,
+        "steps": 1200,
+        "lr": 2e-3,
         "ema": 0.995,
         "weight_decay": 1.0,
         "threads": 1,
+    },
+    ("glow", "fashion-mnist"): {
+        "flow_steps": 8,
+        "hidden": 64,
+        "preprocess": "logit",
+        "alpha": 0.05,
+        "steps": 8000,
+        "lr": 2e-3,
+        "ema": 0.999,
+        "eval_every": 500,
     },
 }
 
