@@ -21,8 +21,7 @@
 #else
 #define FLOWOPS_SHARED(type, name, count) \
   static char name##_key = 0;             \
-  type* const name =                      \
-      static_cast<type*>(flowops::simt::shared_array(&name##_key, sizeof(type) * (count)))
+  type* const name = static_cast<type*>(flowops::simt::shared_array(&name##_key, sizeof(type) * (count)))
 #endif
 
 namespace flowops {
@@ -51,15 +50,14 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 #if defined(__CUDACC__)
   constexpr size_t kDefaultSharedBytes = 48 * 1024;
   if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 #else
-  return simt::run_grid(grid, block, shared_bytes,
-                        [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return simt::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
 #endif
 }
 
@@ -67,14 +65,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 template <typename Body>
 cudaError_t dispatch_storage(StorageType type, const Body& body) {
   switch (type) {
-    case StorageType::kFloat:
-      return body(float{});
-    case StorageType::kDouble:
-      return body(double{});
-    case StorageType::kHalf:
-      return body(__half{});
-    case StorageType::kBFloat16:
-      return body(__nv_bfloat16{});
+    case StorageType::kFloat: return body(float{});
+    case StorageType::kDouble: return body(double{});
+    case StorageType::kHalf: return body(__half{});
+    case StorageType::kBFloat16: return body(__nv_bfloat16{});
   }
   return cudaErrorInvalidValue;
 }

@@ -47,14 +47,10 @@ inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().
 
 inline StorageType storage_type(at::ScalarType type) {
   switch (type) {
-    case at::kDouble:
-      return StorageType::kDouble;
-    case at::kHalf:
-      return StorageType::kHalf;
-    case at::kBFloat16:
-      return StorageType::kBFloat16;
-    default:
-      return StorageType::kFloat;
+    case at::kDouble: return StorageType::kDouble;
+    case at::kHalf: return StorageType::kHalf;
+    case at::kBFloat16: return StorageType::kBFloat16;
+    default: return StorageType::kFloat;
   }
 }
 

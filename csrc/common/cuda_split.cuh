@@ -86,8 +86,7 @@ __device__ __forceinline__ void for_each_element(const SampleSplit& split, const
   const unsigned begin = share.chunk * kSplitChunk;
   const unsigned total = outer * inner, limit = begin + kSplitChunk;
   const unsigned end = total < limit ? total : limit;
-  for (unsigned element = begin + share.lane * kLanes; element < end;
-       element += split.lanes * kLanes) {
+  for (unsigned element = begin + share.lane * kLanes; element < end; element += split.lanes * kLanes) {
     const unsigned row = element / inner;
     body(int(row), int(element - row * inner));
   }

@@ -43,9 +43,8 @@ inline SampleSplit split_samples(int64_t batch, int64_t elements, int vector) {
 // Whether rows of `inner` elements of `bytes` each can be met in 16-byte vectors.
 inline bool takes_vectors(const Operand& a, int64_t inner, int bytes) {
   const int64_t lanes = 16 / bytes;
-  return a.data == nullptr ||
-         (a.inner == 1 && inner % lanes == 0 && a.outer % lanes == 0 && a.batch % lanes == 0 &&
-          reinterpret_cast<uintptr_t>(a.data) % 16 == 0);
+  return a.data == nullptr || (a.inner == 1 && inner % lanes == 0 && a.outer % lanes == 0 &&
+                               a.batch % lanes == 0 && reinterpret_cast<uintptr_t>(a.data) % 16 == 0);
 }
 
 inline bool take_vectors(std::initializer_list<const Operand*> operands, int64_t inner, int bytes) {

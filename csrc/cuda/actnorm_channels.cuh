@@ -28,11 +28,9 @@ struct ChannelShare {
 // kChannelPositions.
 template <typename Body>
 __device__ __forceinline__ void for_each_position(const ChannelSplit& s, const ChannelShare& share,
-                                                  int64_t pixels, int begin, int end,
-                                                  const Body& body) {
+                                                  int64_t pixels, int begin, int end, const Body& body) {
   const int64_t sample = share.first / pixels;
-  const unsigned start = unsigned(share.first - sample * pixels) + share.row,
-                 run = unsigned(pixels);
+  const unsigned start = unsigned(share.first - sample * pixels) + share.row, run = unsigned(pixels);
   for (int step = begin; step < end; ++step) {
     const unsigned offset = unsigned(step) * s.height;
     if (share.first + share.row + offset >= s.positions) return;

@@ -15,14 +15,12 @@ ChannelSplit split_of(const Params& p) {
 
 // `values` doubles for every channel and split.
 at::Tensor partial_sums(const ChannelSplit& split, int64_t values, const at::Tensor& like) {
-  return at::empty({int64_t{split.channels} * split.splits * values},
-                   like.options().dtype(at::kDouble));
+  return at::empty({int64_t{split.channels} * split.splits * values}, like.options().dtype(at::kDouble));
 }
 
 std::tuple<at::Tensor, at::Tensor> actnorm_cuda(const at::Tensor& x, const at::Tensor& bias,
                                                 const at::Tensor& log_scale,
-                                                const std::optional<at::Tensor>& logdet,
-                                                bool inverse) {
+                                                const std::optional<at::Tensor>& logdet, bool inverse) {
   check_actnorm_inputs(x, bias, log_scale, logdet);
   const DeviceGuard guard(x);
   const auto call = prepare_actnorm(x, bias, log_scale, logdet, inverse);
@@ -34,8 +32,8 @@ std::tuple<at::Tensor, at::Tensor> actnorm_cuda(const at::Tensor& x, const at::T
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> actnorm_backward_cuda(
-    const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& x,
-    const at::Tensor& bias, const at::Tensor& log_scale, bool inverse) {
+    const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& x, const at::Tensor& bias,
+    const at::Tensor& log_scale, bool inverse) {
   check_actnorm_backward_inputs(grad_z, grad_logdet, x, bias, log_scale);
   const DeviceGuard guard(x);
   const auto call = prepare_actnorm_backward(grad_z, grad_logdet, x, bias, log_scale, inverse);

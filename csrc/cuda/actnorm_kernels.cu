@@ -16,8 +16,7 @@ __device__ void write_logdet(const ActnormParams& p, const ThreadShare& share) {
   total = block_sum<kSplitThreads>(total) * double(p.pixels);
   if (share.lane != 0 || !share.active) return;
   const double before = p.logdet_in ? static_cast<const T*>(p.logdet_in)[share.sample] : T(0);
-  static_cast<T*>(p.logdet)[share.sample] =
-      static_cast<T>(p.inverse ? before - total : before + total);
+  static_cast<T*>(p.logdet)[share.sample] = static_cast<T>(p.inverse ? before - total : before + total);
 }
 
 template <typename scalar_t, int kLanes>
@@ -56,8 +55,7 @@ __device__ __forceinline__ GradientSums add_sums(const GradientSums& a, const Gr
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kChannelThreads)
-    actnorm_backward_kernel(const ActnormBackwardParams p, const ChannelSplit split,
-                            GradientSums* partial) {
+    actnorm_backward_kernel(const ActnormBackwardParams p, const ChannelSplit split, GradientSums* partial) {
   using T = opmath_type<scalar_t>;
   const ChannelShare share(split);
   T sum = 0, moment = 0;
@@ -103,8 +101,8 @@ __global__ void __launch_bounds__(kChannelThreads)
   logdet = warp_sum(logdet) * double(p.pixels);
   if (lane != 0) return;
   const double log_scale = static_cast<const T*>(p.log_scale)[channel];
-  const auto grad = actnorm_parameter_gradient(sum, moment, logdet,
-                                               actnorm_factor(log_scale, p.inverse), p.inverse);
+  const auto grad =
+      actnorm_parameter_gradient(sum, moment, logdet, actnorm_factor(log_scale, p.inverse), p.inverse);
   static_cast<T*>(p.grad_bias)[channel] = static_cast<T>(grad.bias);
   static_cast<T*>(p.grad_log_scale)[channel] = static_cast<T>(grad.log_scale);
 }
@@ -116,20 +114,20 @@ cudaError_t launch_forward(const ActnormParams& p, cudaStream_t stream) {
   const int64_t columns = p.inner_channels ? p.channels : p.pixels;
   const bool vectors = take_vectors({&p.x, &p.z}, columns, sizeof(scalar_t));
   const auto split = split_samples(p.batch, p.channels * p.pixels, vectors ? kLanes : 1);
-  return launch(vectors ? actnorm_kernel<scalar_t, kLanes> : actnorm_kernel<scalar_t, 1>,
-                split.blocks(), kSplitThreads, 0, stream, p, split);
+  return launch(vectors ? actnorm_kernel<scalar_t, kLanes> : actnorm_kernel<scalar_t, 1>, split.blocks(),
+                kSplitThreads, 0, stream, p, split);
 }
 
 template <typename scalar_t>
-cudaError_t launch_backward(const ActnormBackwardParams& p, const ChannelSplit& split,
-                            GradientSums* partial, cudaStream_t stream) {
+cudaError_t launch_backward(const ActnormBackwardParams& p, const ChannelSplit& split, GradientSums* partial,
+                            cudaStream_t stream) {
   if (split.splits > 0) {
     const cudaError_t error = launch(actnorm_backward_kernel<scalar_t>, channel_blocks(split),
                                      kChannelThreads, 0, stream, p, split, partial);
     if (error != cudaSuccess) return error;
   }
-  return launch(actnorm_parameter_gradient_kernel<opmath_type<scalar_t>>,
-                second_stage_blocks(split), kChannelThreads, 0, stream, p, split, partial);
+  return launch(actnorm_parameter_gradient_kernel<opmath_type<scalar_t>>, second_stage_blocks(split),
+                kChannelThreads, 0, stream, p, split, partial);
 }
 
 }  // namespace
@@ -147,16 +145,13 @@ ChannelSplit split_channels(int64_t batch, int64_t channels, int64_t pixels, boo
 }
 
 cudaError_t launch_actnorm(StorageType type, const ActnormParams& p, cudaStream_t stream) {
-  return dispatch_storage(type,
-                          [&](auto zero) { return launch_forward<decltype(zero)>(p, stream); });
+  return dispatch_storage(type, [&](auto zero) { return launch_forward<decltype(zero)>(p, stream); });
 }
 
 cudaError_t launch_actnorm_backward(StorageType type, const ActnormBackwardParams& p,
-                                    const ChannelSplit& split, double* partial,
-                                    cudaStream_t stream) {
+                                    const ChannelSplit& split, double* partial, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) {
-    return launch_backward<decltype(zero)>(p, split, reinterpret_cast<GradientSums*>(partial),
-                                           stream);
+    return launch_backward<decltype(zero)>(p, split, reinterpret_cast<GradientSums*>(partial), stream);
   });
 }
 

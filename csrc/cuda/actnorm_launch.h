@@ -24,12 +24,10 @@ cudaError_t launch_actnorm(StorageType type, const ActnormParams& p, cudaStream_
 
 // `partial` holds two doubles a channel and split.
 cudaError_t launch_actnorm_backward(StorageType type, const ActnormBackwardParams& p,
-                                    const ChannelSplit& split, double* partial,
-                                    cudaStream_t stream);
+                                    const ChannelSplit& split, double* partial, cudaStream_t stream);
 
 // `partial` holds three doubles a channel and split.
 cudaError_t launch_actnorm_statistics(StorageType type, const ActnormStatisticsParams& p,
-                                      const ChannelSplit& split, double* partial,
-                                      cudaStream_t stream);
+                                      const ChannelSplit& split, double* partial, cudaStream_t stream);
 
 }  // namespace flowops

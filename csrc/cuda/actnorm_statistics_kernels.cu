@@ -19,12 +19,11 @@ __global__ void __launch_bounds__(kChannelThreads)
   for (int begin = 0; share.active && begin < kChannelPositions; begin += kHeld) {
     T values[kHeld] = {};
     int count = 0;
-    for_each_position(split, share, p.pixels, begin, begin + kHeld,
-                      [&](int step, int64_t sample, int pixel) {
-                        values[step - begin] = static_cast<T>(*channel_element<const scalar_t>(
-                            p.x, p.inner_channels, sample, share.channel, pixel));
-                        ++count;
-                      });
+    for_each_position(split, share, p.pixels, begin, begin + kHeld, [&](int step, int64_t sample, int pixel) {
+      values[step - begin] = static_cast<T>(
+          *channel_element<const scalar_t>(p.x, p.inner_channels, sample, share.channel, pixel));
+      ++count;
+    });
     T sum = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) sum += values[i];
@@ -76,18 +75,16 @@ cudaError_t launch_statistics(const ActnormStatisticsParams& p, const ChannelSpl
                                      kChannelThreads, 0, stream, p, split, partial);
     if (error != cudaSuccess) return error;
   }
-  return launch(actnorm_moments_kernel<opmath_type<scalar_t>>, second_stage_blocks(split),
-                kChannelThreads, 0, stream, p, split, partial);
+  return launch(actnorm_moments_kernel<opmath_type<scalar_t>>, second_stage_blocks(split), kChannelThreads, 0,
+                stream, p, split, partial);
 }
 
 }  // namespace
 
 cudaError_t launch_actnorm_statistics(StorageType type, const ActnormStatisticsParams& p,
-                                      const ChannelSplit& split, double* partial,
-                                      cudaStream_t stream) {
+                                      const ChannelSplit& split, double* partial, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) {
-    return launch_statistics<decltype(zero)>(p, split, reinterpret_cast<Moments<double>*>(partial),
-                                             stream);
+    return launch_statistics<decltype(zero)>(p, split, reinterpret_cast<Moments<double>*>(partial), stream);
   });
 }
 

@@ -8,10 +8,12 @@
 namespace flowops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(
-    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
-    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale,
-    int64_t order, int64_t layout, bool inverse) {
+std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(const at::Tensor& x, const at::Tensor& params,
+                                                        const OptionalTensor& amplitude,
+                                                        const OptionalTensor& mask,
+                                                        const OptionalTensor& logdet, int64_t start,
+                                                        int64_t scale, int64_t order, int64_t layout,
+                                                        bool inverse) {
   const CouplingOptions options{start, scale, order, layout, inverse};
   check_affine_coupling_inputs(x, params, amplitude, mask, logdet, options);
   const DeviceGuard guard(x);
@@ -22,33 +24,30 @@ std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(
   const auto split = split_affine_coupling(type, call.p);
   const auto partial = at::empty({split.samples.chunks > 1 ? x.size(0) * split.samples.chunks : 0},
                                  x.options().dtype(at::kDouble));
-  check_launch(launch_affine_coupling(type, call.p, split, partial.mutable_data_ptr<double>(),
-                                      current_stream()),
-               kAffineCoupling);
+  check_launch(
+      launch_affine_coupling(type, call.p, split, partial.mutable_data_ptr<double>(), current_stream()),
+      kAffineCoupling);
   return {call.z, call.logdet};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward_cuda(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
-    const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask,
-    int64_t start, int64_t scale, int64_t order, int64_t layout, bool inverse) {
+    const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask, int64_t start,
+    int64_t scale, int64_t order, int64_t layout, bool inverse) {
   const CouplingOptions options{start, scale, order, layout, inverse};
-  check_affine_coupling_backward_inputs(grad_z, grad_logdet, saved, params, amplitude, mask,
-                                        options);
+  check_affine_coupling_backward_inputs(grad_z, grad_logdet, saved, params, amplitude, mask, options);
   const DeviceGuard guard(saved);
-  const auto call = prepare_affine_coupling_backward(grad_z, grad_logdet, saved, params, amplitude,
-                                                     mask, options);
+  const auto call =
+      prepare_affine_coupling_backward(grad_z, grad_logdet, saved, params, amplitude, mask, options);
   if (saved.numel() > 0) {
     for (const auto& tensor : {call.grad_z, call.saved, call.params}) {
       check_sample_span(kAffineCoupling, tensor);
     }
     const auto type = storage_type(saved.scalar_type());
     const auto split = split_affine_coupling(type, call.p);
-    check_launch(launch_affine_coupling_backward(type, call.p, split, current_stream()),
-                 kAffineCoupling);
+    check_launch(launch_affine_coupling_backward(type, call.p, split, current_stream()), kAffineCoupling);
   }
-  return {call.grad_x, call.grad_params,
-          reduce_grad_amplitude(call.grad_amplitude, amplitude, saved)};
+  return {call.grad_x, call.grad_params, reduce_grad_amplitude(call.grad_amplitude, amplitude, saved)};
 }
 
 }  // namespace

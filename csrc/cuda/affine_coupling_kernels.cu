@@ -17,17 +17,12 @@ __device__ __forceinline__ void evaluate_map(const T (&raw)[kLanes], const T (&a
 // One branch for all lanes, so that their exponentials overlap.
 template <int kLanes, typename T>
 __device__ __forceinline__ void evaluate_scale(ScaleMap map, const T (&raw)[kLanes],
-                                               const T (&amplitude)[kLanes],
-                                               ScaleTerms<T> (&terms)[kLanes]) {
+                                               const T (&amplitude)[kLanes], ScaleTerms<T> (&terms)[kLanes]) {
   switch (map) {
-    case ScaleMap::kAdditive:
-      return evaluate_map<kLanes, AdditiveScale>(raw, amplitude, terms);
-    case ScaleMap::kExp:
-      return evaluate_map<kLanes, ExpScale>(raw, amplitude, terms);
-    case ScaleMap::kTanhExp:
-      return evaluate_map<kLanes, TanhExpScale>(raw, amplitude, terms);
-    case ScaleMap::kSigmoid:
-      return evaluate_map<kLanes, SigmoidScale>(raw, amplitude, terms);
+    case ScaleMap::kAdditive: return evaluate_map<kLanes, AdditiveScale>(raw, amplitude, terms);
+    case ScaleMap::kExp: return evaluate_map<kLanes, ExpScale>(raw, amplitude, terms);
+    case ScaleMap::kTanhExp: return evaluate_map<kLanes, TanhExpScale>(raw, amplitude, terms);
+    case ScaleMap::kSigmoid: return evaluate_map<kLanes, SigmoidScale>(raw, amplitude, terms);
   }
 }
 
@@ -90,8 +85,7 @@ __global__ void __launch_bounds__(kSplitThreads)
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const T factor = kInverse ? terms[i].reciprocal : terms[i].value;
-      const T moved =
-          affine_coupling_transform(values[i], factor, first * shifts[i], last * shifts[i]);
+      const T moved = affine_coupling_transform(values[i], factor, first * shifts[i], last * shifts[i]);
       values[i] = select(kept[i], values[i], moved);
       log_sum += select(kept[i], T(0), terms[i].log_sum);
       log_product *= select(kept[i], T(1), terms[i].log_product);
@@ -152,8 +146,8 @@ __global__ void __launch_bounds__(kSplitThreads)
     scale.evaluate(p.scale_map, row, column, terms, kept);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      const auto grad = affine_coupling_gradient(upstream[i], grad_logdet, held[i], terms[i],
-                                                 shift_first, kInverse);
+      const auto grad =
+          affine_coupling_gradient(upstream[i], grad_logdet, held[i], terms[i], shift_first, kInverse);
       upstream[i] = select(kept[i], upstream[i], grad.x);
       raw[i] = select(kept[i], T(0), grad.raw);
       shift[i] = select(kept[i], T(0), grad.shift);
@@ -188,17 +182,16 @@ cudaError_t launch_lanes(const AffineCouplingParams& p, const SampleSplit& split
 }
 
 template <typename scalar_t>
-cudaError_t launch_forward(const AffineCouplingParams& p, const AffineCouplingSplit& split,
-                           double* partial, cudaStream_t stream) {
+cudaError_t launch_forward(const AffineCouplingParams& p, const AffineCouplingSplit& split, double* partial,
+                           cudaStream_t stream) {
   const SampleSplit& samples = split.samples;
-  const cudaError_t error =
-      split.vectors ? launch_lanes<scalar_t, Vector<scalar_t>::kSize>(p, samples, partial, stream)
-                    : launch_lanes<scalar_t, 1>(p, samples, partial, stream);
+  const cudaError_t error = split.vectors
+                                ? launch_lanes<scalar_t, Vector<scalar_t>::kSize>(p, samples, partial, stream)
+                                : launch_lanes<scalar_t, 1>(p, samples, partial, stream);
   if (error != cudaSuccess || samples.chunks == 1) return error;
   constexpr int64_t kSamples = kSplitThreads / kWarpThreads;
   return launch(affine_coupling_logdet_kernel<opmath_type<scalar_t>>,
-                (samples.batch + kSamples - 1) / kSamples, kSplitThreads, 0, stream, p, samples,
-                partial);
+                (samples.batch + kSamples - 1) / kSamples, kSplitThreads, 0, stream, p, samples, partial);
 }
 
 template <typename scalar_t, int kLanes>
@@ -223,21 +216,18 @@ AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCoupling
 }
 
 AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCouplingBackwardParams& p) {
-  return split_params(type, p,
-                      {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
+  return split_params(type, p, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
 }
 
 cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p,
-                                   const AffineCouplingSplit& split, double* partial,
-                                   cudaStream_t stream) {
+                                   const AffineCouplingSplit& split, double* partial, cudaStream_t stream) {
   return dispatch_storage(
       type, [&](auto zero) { return launch_forward<decltype(zero)>(p, split, partial, stream); });
 }
 
 cudaError_t launch_affine_coupling_backward(StorageType type, const AffineCouplingBackwardParams& p,
                                             const AffineCouplingSplit& split, cudaStream_t stream) {
-  return dispatch_storage(
-      type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
+  return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 
 }  // namespace flowops

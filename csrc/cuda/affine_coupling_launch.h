@@ -19,8 +19,7 @@ AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCoupling
 
 // `partial` holds samples.chunks doubles a sample; it is not read where chunks is 1.
 cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p,
-                                   const AffineCouplingSplit& split, double* partial,
-                                   cudaStream_t stream);
+                                   const AffineCouplingSplit& split, double* partial, cudaStream_t stream);
 cudaError_t launch_affine_coupling_backward(StorageType type, const AffineCouplingBackwardParams& p,
                                             const AffineCouplingSplit& split, cudaStream_t stream);
 

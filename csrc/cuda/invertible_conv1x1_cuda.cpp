@@ -12,9 +12,7 @@ namespace {
 
 using at::Tensor;
 
-bool fits_kernels(const Tensor& x) {
-  return x.size(1) <= most_channels(storage_type(x.scalar_type()));
-}
+bool fits_kernels(const Tensor& x) { return x.size(1) <= most_channels(storage_type(x.scalar_type())); }
 
 // (positions, channels); a view where channels lie next to each other.
 Tensor position_rows(const Tensor& x) { return x.movedim(1, -1).reshape({-1, x.size(1)}); }
@@ -32,8 +30,7 @@ Tensor multiply(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return z.view(x.sizes());
 }
 
-Tensor invertible_conv1x1_cuda(const Tensor& x, const Tensor& weight,
-                               const std::optional<Tensor>& bias) {
+Tensor invertible_conv1x1_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_invertible_conv1x1_inputs(x, weight, bias);
   const DeviceGuard guard(x);
   if (!fits_kernels(x)) return multiply(x, weight, bias);
@@ -47,12 +44,11 @@ Tensor invertible_conv1x1_cuda(const Tensor& x, const Tensor& weight,
 }
 
 std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_z, const Tensor& x,
-                                                     const Tensor& weight, bool wants_x,
-                                                     bool wants_weight, bool wants_bias) {
+                                                     const Tensor& weight, bool wants_x, bool wants_weight,
+                                                     bool wants_bias) {
   const auto wide = accumulation_type(x.scalar_type());
   const auto none = at::empty({0}, weight.options());
-  Tensor grad_x =
-      wants_x ? multiply(grad_z, weight.t(), std::nullopt) : at::empty({0}, x.options());
+  Tensor grad_x = wants_x ? multiply(grad_z, weight.t(), std::nullopt) : at::empty({0}, x.options());
   Tensor grad_weight = none, grad_bias = none;
   // A sum over all positions would not fit the 16-bit types.
   const Tensor rows = wants_weight || wants_bias ? position_rows(grad_z).to(wide) : none;
@@ -61,25 +57,22 @@ std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_z, const
   return {grad_x, grad_weight.to(weight.scalar_type()), grad_bias.to(weight.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor, Tensor> invertible_conv1x1_backward_cuda(const Tensor& grad_z,
-                                                                    const Tensor& x,
-                                                                    const Tensor& weight,
-                                                                    bool wants_x, bool wants_weight,
-                                                                    bool wants_bias) {
+std::tuple<Tensor, Tensor, Tensor> invertible_conv1x1_backward_cuda(const Tensor& grad_z, const Tensor& x,
+                                                                    const Tensor& weight, bool wants_x,
+                                                                    bool wants_weight, bool wants_bias) {
   check_invertible_conv1x1_backward_inputs(grad_z, x, weight);
   const DeviceGuard guard(x);
   if (!fits_kernels(x)) {
     return multiply_backward(grad_z, x, weight, wants_x, wants_weight, wants_bias);
   }
-  const auto call =
-      prepare_invertible_conv1x1_backward(grad_z, x, weight, wants_x, wants_weight, wants_bias);
+  const auto call = prepare_invertible_conv1x1_backward(grad_z, x, weight, wants_x, wants_weight, wants_bias);
   if (x.size(1) > 0) {
     check_sample_span(kInvertibleConv1x1, call.grad_z);
     check_sample_span(kInvertibleConv1x1, call.x);
     const auto split = split_pixels(call.p.batch, call.p.pixels);
     const bool wants_sums = wants_weight || wants_bias;
-    const auto partial = at::empty({wants_sums ? split.blocks * x.size(1) * (x.size(1) + 1) : 0},
-                                   call.weight.options());
+    const auto partial =
+        at::empty({wants_sums ? split.blocks * x.size(1) * (x.size(1) + 1) : 0}, call.weight.options());
     check_launch(launch_invertible_conv1x1_backward(storage_type(x.scalar_type()), call.p, split,
                                                     partial.data_ptr(), current_stream()),
                  kInvertibleConv1x1);

@@ -73,8 +73,7 @@ __device__ __forceinline__ void for_each_in_tile(const Operand& a, int channels,
       body(i - position * channels, position);
     }
   } else {
-    for (int c = threadIdx.x / kTile; c < channels; c += kThreadRows)
-      body(c, int(threadIdx.x) % kTile);
+    for (int c = threadIdx.x / kTile; c < channels; c += kThreadRows) body(c, int(threadIdx.x) % kTile);
   }
 }
 
@@ -83,15 +82,13 @@ template <typename scalar_t, typename T>
 __device__ void load_tile(const Operand& a, int channels, const TilePositions& where, T* tile) {
   for_each_in_tile(a, channels, [&](int channel, int position) {
     tile[channel * kTileRow + position] =
-        position < where.count
-            ? static_cast<T>(*where.template at<const scalar_t>(a, channel, position))
-            : T(0);
+        position < where.count ? static_cast<T>(*where.template at<const scalar_t>(a, channel, position))
+                               : T(0);
   });
 }
 
 template <typename scalar_t, typename T>
-__device__ void store_tile(const Operand& a, int channels, const TilePositions& where,
-                           const T* tile) {
+__device__ void store_tile(const Operand& a, int channels, const TilePositions& where, const T* tile) {
   for_each_in_tile(a, channels, [&](int channel, int position) {
     if (position >= where.count) return;
     *where.template at<scalar_t>(a, channel, position) =
@@ -102,8 +99,8 @@ __device__ void store_tile(const Operand& a, int channels, const TilePositions& 
 // Element (in, out) of the stage is element (out, in) of the weight, or (in, out) where not
 // transposed.
 template <typename T>
-__device__ void load_weight(const Stage<T>& stage, int channels, const void* weight,
-                            const void* bias, bool transposed) {
+__device__ void load_weight(const Stage<T>& stage, int channels, const void* weight, const void* bias,
+                            bool transposed) {
   const int row = padded(channels);
   for (int i = threadIdx.x; i < (channels + 1) * row; i += kThreads) {
     const int in = i / row, out = i - in * row;
@@ -183,8 +180,7 @@ struct WeightGradient {
 
   __device__ void add_bias(int channels, const T* g) {
     if (int(threadIdx.x) >= channels) return;
-    for (int position = 0; position < kTile; ++position)
-      bias += g[threadIdx.x * kTileRow + position];
+    for (int position = 0; position < kTile; ++position) bias += g[threadIdx.x * kTileRow + position];
   }
 
   // To weight (channels, channels), then bias (channels,).
@@ -204,8 +200,8 @@ struct WeightGradient {
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    invertible_conv1x1_backward_kernel(const InvertibleConv1x1BackwardParams p,
-                                       const PixelSplit split, opmath_type<scalar_t>* partial) {
+    invertible_conv1x1_backward_kernel(const InvertibleConv1x1BackwardParams p, const PixelSplit split,
+                                       opmath_type<scalar_t>* partial) {
   using T = opmath_type<scalar_t>;
   const int channels = p.channels;
   const Stage<T> stage(channels);
@@ -243,8 +239,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int term = blockIdx.x * kWarpThreads + threadIdx.x % kWarpThreads;
   double sum = 0;
   if (term < size) {
-    for (int64_t b = threadIdx.x / kWarpThreads; b < blocks; b += kRows)
-      sum += partial[b * size + term];
+    for (int64_t b = threadIdx.x / kWarpThreads; b < blocks; b += kRows) sum += partial[b * size + term];
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
@@ -259,19 +254,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 }
 
 template <typename scalar_t>
-cudaError_t launch_backward(const InvertibleConv1x1BackwardParams& p, const PixelSplit& split,
-                            void* partial, cudaStream_t stream) {
+cudaError_t launch_backward(const InvertibleConv1x1BackwardParams& p, const PixelSplit& split, void* partial,
+                            cudaStream_t stream) {
   using T = opmath_type<scalar_t>;
   T* sums = static_cast<T*>(partial);
   if (split.blocks > 0) {
-    const cudaError_t error = launch(invertible_conv1x1_backward_kernel<scalar_t>, split.blocks,
-                                     kThreads, Stage<T>::bytes(p.channels), stream, p, split, sums);
+    const cudaError_t error = launch(invertible_conv1x1_backward_kernel<scalar_t>, split.blocks, kThreads,
+                                     Stage<T>::bytes(p.channels), stream, p, split, sums);
     if (error != cudaSuccess) return error;
   }
   if (!p.grad_weight && !p.grad_bias) return cudaSuccess;
   const int64_t size = p.channels * (p.channels + 1);
-  return launch(invertible_conv1x1_gradient_kernel<T>, (size + kWarpThreads - 1) / kWarpThreads,
-                kThreads, 0, stream, p, split.blocks, sums);
+  return launch(invertible_conv1x1_gradient_kernel<T>, (size + kWarpThreads - 1) / kWarpThreads, kThreads, 0,
+                stream, p, split.blocks, sums);
 }
 
 }  // namespace
@@ -296,10 +291,8 @@ cudaError_t launch_invertible_conv1x1(StorageType type, const InvertibleConv1x1P
   });
 }
 
-cudaError_t launch_invertible_conv1x1_backward(StorageType type,
-                                               const InvertibleConv1x1BackwardParams& p,
-                                               const PixelSplit& split, void* partial,
-                                               cudaStream_t stream) {
+cudaError_t launch_invertible_conv1x1_backward(StorageType type, const InvertibleConv1x1BackwardParams& p,
+                                               const PixelSplit& split, void* partial, cudaStream_t stream) {
   return dispatch_storage(
       type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, partial, stream); });
 }

@@ -25,9 +25,7 @@ cudaError_t launch_invertible_conv1x1(StorageType type, const InvertibleConv1x1P
 
 // `partial` holds channels * (channels + 1) values of the accumulation type for every block of the
 // split.
-cudaError_t launch_invertible_conv1x1_backward(StorageType type,
-                                               const InvertibleConv1x1BackwardParams& p,
-                                               const PixelSplit& split, void* partial,
-                                               cudaStream_t stream);
+cudaError_t launch_invertible_conv1x1_backward(StorageType type, const InvertibleConv1x1BackwardParams& p,
+                                               const PixelSplit& split, void* partial, cudaStream_t stream);
 
 }  // namespace flowops

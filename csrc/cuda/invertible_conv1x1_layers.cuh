@@ -56,8 +56,7 @@ struct LayerInputs {
 template <typename Body>
 __device__ __forceinline__ void for_each_entry(int n, const Body& body) {
   for (int row = threadIdx.x / kWarpThreads; row < n; row += kLayerWarps) {
-    for (int column = threadIdx.x % kWarpThreads; column < n; column += kWarpThreads)
-      body(row, column);
+    for (int column = threadIdx.x % kWarpThreads; column < n; column += kWarpThreads) body(row, column);
   }
 }
 
@@ -115,7 +114,8 @@ __device__ inline double eliminate(double* a, int n, int* pivots, bool invert) {
     }
     __syncthreads();
     const double pivot = a[k * n + k];
-    if (threadIdx.x == 0) log_abs_det += log(abs(pivot));
+    // A zero pivot makes it -inf for good, whatever the division by it leaves behind.
+    if (threadIdx.x == 0 && log_abs_det != -INFINITY) log_abs_det += log(abs(pivot));
     for_each_entry(n, [&](int i, int j) {
       if (j == k || i == k || (!invert && (i < k || j < k))) return;
       a[i * n + j] -= a[i * n + k] / pivot * a[k * n + j];
@@ -150,8 +150,7 @@ inline size_t layer_shared_bytes(int64_t channels, int rows, bool factored) {
 // bytes.
 template <typename Entry, typename Kernel, typename Channels, typename SharedBytes>
 cudaError_t launch_layers(Kernel kernel, const Entry* layers, int64_t count, bool inverse,
-                          cudaStream_t stream, const Channels& channels,
-                          const SharedBytes& shared_bytes) {
+                          cudaStream_t stream, const Channels& channels, const SharedBytes& shared_bytes) {
   using Table = LayerTable<Entry>;
   for (int64_t first = 0; first < count; first += Table::kLayers) {
     const int64_t last = std::min<int64_t>(count, first + Table::kLayers);
@@ -161,8 +160,8 @@ cudaError_t launch_layers(Kernel kernel, const Entry* layers, int64_t count, boo
       table.layers[i - first] = layers[i];
       most = std::max(most, channels(layers[i]));
     }
-    const cudaError_t error = launch(kernel, unsigned(last - first), kLayerThreads,
-                                     shared_bytes(most), stream, table, inverse);
+    const cudaError_t error =
+        launch(kernel, unsigned(last - first), kLayerThreads, shared_bytes(most), stream, table, inverse);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -32,8 +32,7 @@ struct BackwardInputs {
 };
 
 template <typename T>
-__device__ void actnorm_gradient(const PreparedLayerBackward& p, const BackwardInputs<T>& in,
-                                 bool inverse) {
+__device__ void actnorm_gradient(const PreparedLayerBackward& p, const BackwardInputs<T>& in, bool inverse) {
   if (!in.grad_bias) return;
   const int n = in.layer.n;
   const T* result = in.layer.result;
@@ -41,8 +40,7 @@ __device__ void actnorm_gradient(const PreparedLayerBackward& p, const BackwardI
   T* log_scale = static_cast<T*>(p.grad_actnorm_log_scale);
   if (inverse) {
     for_each_row_sum(
-        n,
-        [&](int i, int j) { return double(in.grad_weight[i * n + j]) * double(result[i * n + j]); },
+        n, [&](int i, int j) { return double(in.grad_weight[i * n + j]) * double(result[i * n + j]); },
         [&](int i, double sum) {
           bias[i] = -in.grad_bias[i];
           log_scale[i] = static_cast<T>(-sum - double(in.logdet));
@@ -80,8 +78,7 @@ __device__ void inverse_weight_gradient(const BackwardInputs<T>& in, T diagonal,
 
 template <typename T>
 __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
-    prepare_lu_backward_kernel(const __grid_constant__ LayerTable<LayerBackward> table,
-                               bool inverse) {
+    prepare_lu_backward_kernel(const __grid_constant__ LayerTable<LayerBackward> table, bool inverse) {
   const LayerBackward& entry = table.layers[blockIdx.x];
   const PreparedLayerBackward& p = entry.layer;
   const BackwardInputs<T> in(p, dynamic_shared<T>());
@@ -112,12 +109,10 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
     if (i > j) {
       for (int k = j; k < n; ++k) {
         const T column_scale = inverse ? T(1) : in.scale[k];
-        grad_l +=
-            grad_m[i * n + k] * lu_upper_factor(layer.upper, n, j, k, diagonal[j], column_scale);
+        grad_l += grad_m[i * n + k] * lu_upper_factor(layer.upper, n, j, k, diagonal[j], column_scale);
       }
     } else {
-      for (int k = i; k < n; ++k)
-        grad_v += lu_lower_factor(layer.lower, n, k, i) * grad_m[k * n + j];
+      for (int k = i; k < n; ++k) grad_v += lu_lower_factor(layer.lower, n, k, i) * grad_m[k * n + j];
       if (!inverse) grad_v *= in.scale[j];
     }
     lower[i * n + j] = grad_l;
@@ -128,8 +123,7 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
 
 template <typename T>
 __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
-    prepare_full_backward_kernel(const __grid_constant__ LayerTable<LayerBackward> table,
-                                 bool inverse) {
+    prepare_full_backward_kernel(const __grid_constant__ LayerTable<LayerBackward> table, bool inverse) {
   const LayerBackward& entry = table.layers[blockIdx.x];
   const PreparedLayerBackward& p = entry.layer;
   const int n = int(p.forward.channels);
@@ -183,8 +177,8 @@ cudaError_t launch_prepare_lu_backward(StorageType type, const LayerBackward* la
                                       : launch_lu_backward<float>(layers, count, inverse, stream);
 }
 
-cudaError_t launch_prepare_full_backward(StorageType type, const LayerBackward* layers,
-                                         int64_t count, bool inverse, cudaStream_t stream) {
+cudaError_t launch_prepare_full_backward(StorageType type, const LayerBackward* layers, int64_t count,
+                                         bool inverse, cudaStream_t stream) {
   return type == StorageType::kDouble ? launch_full_backward<double>(layers, count, inverse, stream)
                                       : launch_full_backward<float>(layers, count, inverse, stream);
 }

@@ -22,15 +22,13 @@ Tensor invert(const Tensor& matrix) {
 }
 
 PreparedWeights lu_cuda(TensorList lower, TensorList upper, TensorList log_s, TensorList sign,
-                        TensorList permutation, TensorList actnorm_bias,
-                        TensorList actnorm_log_scale, bool inverse) {
-  check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias,
-                                     actnorm_log_scale);
+                        TensorList permutation, TensorList actnorm_bias, TensorList actnorm_log_scale,
+                        bool inverse) {
+  check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   const DeviceGuard guard(lower[0]);
-  const auto call =
-      prepare_layers(lower, actnorm_bias, actnorm_log_scale, [&](LayerStore& store, size_t i) {
-        return lu_layer(store, lower, upper, log_s, sign, permutation, i);
-      });
+  const auto call = prepare_layers(lower, actnorm_bias, actnorm_log_scale, [&](LayerStore& store, size_t i) {
+    return lu_layer(store, lower, upper, log_s, sign, permutation, i);
+  });
   check_launch(launch_prepare_lu(storage_type(call.logdet.scalar_type()), call.layers.data(),
                                  call.layers.size(), inverse, current_stream()),
                kInvertibleConv1x1Lu);
@@ -41,9 +39,8 @@ PreparedWeights full_cuda(TensorList weight, TensorList actnorm_bias, TensorList
                           bool inverse) {
   check_invertible_conv1x1_full_inputs(weight, actnorm_bias, actnorm_log_scale);
   const DeviceGuard guard(weight[0]);
-  const auto call =
-      prepare_layers(weight, actnorm_bias, actnorm_log_scale,
-                     [&](LayerStore& store, size_t i) { return full_layer(store, weight, i); });
+  const auto call = prepare_layers(weight, actnorm_bias, actnorm_log_scale,
+                                   [&](LayerStore& store, size_t i) { return full_layer(store, weight, i); });
   std::vector<FullLayer> layers;
   TensorVector given;
   for (size_t i = 0; i < weight.size(); ++i) {
@@ -59,8 +56,8 @@ PreparedWeights full_cuda(TensorList weight, TensorList actnorm_bias, TensorList
     }
     layers.push_back(entry);
   }
-  check_launch(launch_prepare_full(storage_type(call.logdet.scalar_type()), layers.data(),
-                                   layers.size(), inverse, current_stream()),
+  check_launch(launch_prepare_full(storage_type(call.logdet.scalar_type()), layers.data(), layers.size(),
+                                   inverse, current_stream()),
                kInvertibleConv1x1Full);
   return call.result();
 }
@@ -70,8 +67,7 @@ struct BackwardLayers {
   TensorVector held;
 
   // `weight` is empty for LU layers, and where the inverse matrix is not needed.
-  BackwardLayers(const std::vector<PreparedLayerBackward>& prepared, const Tensor& like,
-                 TensorList weight) {
+  BackwardLayers(const std::vector<PreparedLayerBackward>& prepared, const Tensor& like, TensorList weight) {
     for (size_t i = 0; i < prepared.size(); ++i) {
       const int64_t n = prepared[i].forward.channels;
       held.push_back(at::empty({2, n, n}, like.options()));
@@ -89,8 +85,7 @@ std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
     TensorList grad_weight, TensorList grad_bias, const Tensor& grad_logdet, TensorList result,
     TensorList lower, TensorList upper, TensorList log_s, TensorList sign, TensorList permutation,
     TensorList actnorm_bias, TensorList actnorm_log_scale, bool inverse) {
-  check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias,
-                                     actnorm_log_scale);
+  check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   check_prepared_gradients(kInvertibleConv1x1Lu, grad_weight, grad_bias, grad_logdet, result, lower,
                            actnorm_bias);
   const DeviceGuard guard(lower[0]);
@@ -100,10 +95,9 @@ std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
                                 return lu_layer(store, lower, upper, log_s, sign, permutation, i);
                               });
   const BackwardLayers entries(call.layers, grad_logdet, {});
-  check_launch(
-      launch_prepare_lu_backward(storage_type(grad_logdet.scalar_type()), entries.layers.data(),
-                                 entries.layers.size(), inverse, current_stream()),
-      kInvertibleConv1x1Lu);
+  check_launch(launch_prepare_lu_backward(storage_type(grad_logdet.scalar_type()), entries.layers.data(),
+                                          entries.layers.size(), inverse, current_stream()),
+               kInvertibleConv1x1Lu);
   const auto type = lower[0].scalar_type();
   return {cast_all(call.lower, type), cast_all(call.upper, type), cast_all(call.log_s, type),
           cast_all(call.actnorm_bias, type), cast_all(call.actnorm_log_scale, type)};
@@ -113,17 +107,16 @@ std::tuple<TensorVector, TensorVector, TensorVector> full_backward_cuda(
     TensorList grad_weight, TensorList grad_bias, const Tensor& grad_logdet, TensorList result,
     TensorList weight, TensorList actnorm_bias, TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_full_inputs(weight, actnorm_bias, actnorm_log_scale);
-  check_prepared_gradients(kInvertibleConv1x1Full, grad_weight, grad_bias, grad_logdet, result,
-                           weight, actnorm_bias);
+  check_prepared_gradients(kInvertibleConv1x1Full, grad_weight, grad_bias, grad_logdet, result, weight,
+                           actnorm_bias);
   const DeviceGuard guard(weight[0]);
   const auto call = prepare_layers_backward(
       grad_weight, grad_bias, grad_logdet, result, {}, actnorm_bias, actnorm_log_scale,
       [&](LayerStore& store, size_t i) { return full_layer(store, weight, i); });
   const BackwardLayers entries(call.layers, grad_logdet, inverse ? TensorList() : weight);
-  check_launch(
-      launch_prepare_full_backward(storage_type(grad_logdet.scalar_type()), entries.layers.data(),
-                                   entries.layers.size(), inverse, current_stream()),
-      kInvertibleConv1x1Full);
+  check_launch(launch_prepare_full_backward(storage_type(grad_logdet.scalar_type()), entries.layers.data(),
+                                            entries.layers.size(), inverse, current_stream()),
+               kInvertibleConv1x1Full);
   const auto type = weight[0].scalar_type();
   return {cast_all(call.full, type), cast_all(call.actnorm_bias, type),
           cast_all(call.actnorm_log_scale, type)};

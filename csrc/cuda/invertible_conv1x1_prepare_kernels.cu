@@ -15,9 +15,7 @@ __device__ void finish_layer(const PreparedLayer& p, bool inverse, double log_ab
     } else {
       for_each_row_sum(
           layer.n,
-          [&](int i, int j) {
-            return double(layer.result[i * layer.n + j]) * double(layer.bias[j]);
-          },
+          [&](int i, int j) { return double(layer.result[i * layer.n + j]) * double(layer.bias[j]); },
           [&](int i, double sum) { bias[i] = static_cast<T>(sum); });
     }
   }
@@ -124,8 +122,8 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
   const T* inverted = static_cast<const T*>(entry.inverse);
   for_each_entry(n, [&](int i, int j) {
     const int at = i * n + j;
-    const double value = inverse ? scale[i] * (given ? double(inverted[at]) : matrix[at])
-                                 : scale[j] * double(layer.full[at]);
+    const double value =
+        inverse ? scale[i] * (given ? double(inverted[at]) : matrix[at]) : scale[j] * double(layer.full[at]);
     weight[at] = static_cast<T>(value);
   });
   __syncthreads();
@@ -133,8 +131,7 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
 }
 
 template <typename T>
-cudaError_t launch_lu(const PreparedLayer* layers, int64_t count, bool inverse,
-                      cudaStream_t stream) {
+cudaError_t launch_lu(const PreparedLayer* layers, int64_t count, bool inverse, cudaStream_t stream) {
   return launch_layers(
       prepare_lu_kernel<T>, layers, count, inverse, stream,
       [](const PreparedLayer& layer) { return layer.channels; },
@@ -151,14 +148,14 @@ cudaError_t launch_full(const FullLayer* layers, int64_t count, bool inverse, cu
 
 }  // namespace
 
-cudaError_t launch_prepare_lu(StorageType type, const PreparedLayer* layers, int64_t count,
-                              bool inverse, cudaStream_t stream) {
+cudaError_t launch_prepare_lu(StorageType type, const PreparedLayer* layers, int64_t count, bool inverse,
+                              cudaStream_t stream) {
   return type == StorageType::kDouble ? launch_lu<double>(layers, count, inverse, stream)
                                       : launch_lu<float>(layers, count, inverse, stream);
 }
 
-cudaError_t launch_prepare_full(StorageType type, const FullLayer* layers, int64_t count,
-                                bool inverse, cudaStream_t stream) {
+cudaError_t launch_prepare_full(StorageType type, const FullLayer* layers, int64_t count, bool inverse,
+                                cudaStream_t stream) {
   return type == StorageType::kDouble ? launch_full<double>(layers, count, inverse, stream)
                                       : launch_full<float>(layers, count, inverse, stream);
 }

@@ -27,13 +27,13 @@ struct LayerBackward {
 };
 
 // `type` is kFloat or kDouble; one block a layer, as few launches as the kernels' arguments allow.
-cudaError_t launch_prepare_lu(StorageType type, const PreparedLayer* layers, int64_t count,
-                              bool inverse, cudaStream_t stream);
-cudaError_t launch_prepare_full(StorageType type, const FullLayer* layers, int64_t count,
-                                bool inverse, cudaStream_t stream);
+cudaError_t launch_prepare_lu(StorageType type, const PreparedLayer* layers, int64_t count, bool inverse,
+                              cudaStream_t stream);
+cudaError_t launch_prepare_full(StorageType type, const FullLayer* layers, int64_t count, bool inverse,
+                                cudaStream_t stream);
 cudaError_t launch_prepare_lu_backward(StorageType type, const LayerBackward* layers, int64_t count,
                                        bool inverse, cudaStream_t stream);
-cudaError_t launch_prepare_full_backward(StorageType type, const LayerBackward* layers,
-                                         int64_t count, bool inverse, cudaStream_t stream);
+cudaError_t launch_prepare_full_backward(StorageType type, const LayerBackward* layers, int64_t count,
+                                         bool inverse, cudaStream_t stream);
 
 }  // namespace flowops

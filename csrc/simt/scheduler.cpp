@@ -78,14 +78,12 @@ bool same(const Site& a, const Site& b) {
   return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
-std::string text(const Site& site) {
-  return std::string(site.file) + ":" + std::to_string(site.line);
-}
+std::string text(const Site& site) { return std::string(site.file) + ":" + std::to_string(site.line); }
 
 std::string text(const Thread& thread) {
-  return "thread (" + std::to_string(thread.index.x) + ", " + std::to_string(thread.index.y) +
-         ", " + std::to_string(thread.index.z) + ") of block (" + std::to_string(blockIdx.x) +
-         ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")";
+  return "thread (" + std::to_string(thread.index.x) + ", " + std::to_string(thread.index.y) + ", " +
+         std::to_string(thread.index.z) + ") of block (" + std::to_string(blockIdx.x) + ", " +
+         std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")";
 }
 
 void suspend(State state, Site site) {
@@ -125,9 +123,8 @@ bool release_warp(Thread* warp, unsigned lanes) {
     for (unsigned other = 0; other < kWarp; ++other) {
       if (!(mask >> other & 1)) continue;
       if (other >= lanes || warp[other].state == State::kExited) {
-        throw std::runtime_error("simt: " + text(first) + " waits at " + text(first.site) +
-                                 " for lane " + std::to_string(other) +
-                                 ", which has left or was never there");
+        throw std::runtime_error("simt: " + text(first) + " waits at " + text(first.site) + " for lane " +
+                                 std::to_string(other) + ", which has left or was never there");
       }
       complete = complete && warp[other].state == State::kInWarp && warp[other].mask == mask &&
                  same(warp[other].site, first.site);
@@ -172,8 +169,7 @@ bool release_block() {
       left = &thread;
     } else if (waiting && !same(waiting->site, thread.site)) {
       throw std::runtime_error("simt: divergent barrier: " + text(*waiting) + " waits at " +
-                               text(waiting->site) + ", " + text(thread) + " at " +
-                               text(thread.site));
+                               text(waiting->site) + ", " + text(thread) + " at " + text(thread.site));
     } else {
       waiting = &thread;
     }
@@ -220,8 +216,7 @@ bool within_limits(dim3 grid, dim3 block) {
 
 }  // namespace
 
-cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes,
-                     const std::function<void()>& body) {
+cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   if (!within_limits(grid, block)) return cudaErrorInvalidConfiguration;
   if (shared_bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
   const std::lock_guard<std::mutex> lock(engine.one_launch);
@@ -257,10 +252,8 @@ void wait_for_block(Site site) { suspend(State::kAtBarrier, site); }
 
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source_lane, Site site) {
   Thread* self = engine.current;
-  if (!(mask >> lane_index() & 1))
-    fail("a lane takes part in an exchange whose mask leaves it out");
-  if (source_lane >= kWarp || !(mask >> source_lane & 1))
-    fail("a shuffle reads a lane outside its mask");
+  if (!(mask >> lane_index() & 1)) fail("a lane takes part in an exchange whose mask leaves it out");
+  if (source_lane >= kWarp || !(mask >> source_lane & 1)) fail("a shuffle reads a lane outside its mask");
   self->mask = mask;
   self->source_lane = source_lane;
   self->value = value;

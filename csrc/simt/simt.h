@@ -54,6 +54,5 @@ T __shfl_sync(unsigned mask, T value, int source_lane, const char* file = __buil
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builtin_FILE(),
                   int line = __builtin_LINE()) {
-  return flowops::simt::shuffle(mask, value, flowops::simt::lane_index() ^ unsigned(lanes),
-                                {file, line});
+  return flowops::simt::shuffle(mask, value, flowops::simt::lane_index() ^ unsigned(lanes), {file, line});
 }

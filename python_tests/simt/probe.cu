@@ -72,9 +72,7 @@ __global__ void misaligned_kernel(const float* data, float* result) {
   result[0] = load_vector(data + 1).lanes[0];
 }
 
-__global__ void out_of_bounds_kernel(float* result) {
-  result[0] = dynamic_shared<float>()[blockDim.x];
-}
+__global__ void out_of_bounds_kernel(float* result) { result[0] = dynamic_shared<float>()[blockDim.x]; }
 
 __global__ void static_out_of_bounds_kernel(float* result) {
   FLOWOPS_SHARED(float, stage, 32);
@@ -89,8 +87,7 @@ __global__ void empty_kernel() {}
 cudaError_t run(const char* name, float* data, void* result, int option) {
   const auto is = [name](const char* other) { return std::strcmp(name, other) == 0; };
   const dim3 warp(32), block(256);
-  if (is("reverse"))
-    return launch(reverse_kernel, 1, block, 256 * sizeof(float), nullptr, data, option != 0);
+  if (is("reverse")) return launch(reverse_kernel, 1, block, 256 * sizeof(float), nullptr, data, option != 0);
   if (is("block_sum"))
     return launch(block_sum_kernel, 3, block, 0, nullptr, data, static_cast<double*>(result));
   if (is("stale_shared")) return launch(stale_shared_kernel, 2, warp, sizeof(float), nullptr, data);
@@ -103,10 +100,8 @@ cudaError_t run(const char* name, float* data, void* result, int option) {
   if (is("masked_source")) return launch(masked_source_kernel, 1, warp, 0, nullptr, data);
   if (is("misaligned"))
     return launch(misaligned_kernel, 1, warp, 0, nullptr, data, static_cast<float*>(result));
-  if (is("out_of_bounds"))
-    return launch(out_of_bounds_kernel, 1, warp, 32 * sizeof(float), nullptr, data);
-  if (is("static_out_of_bounds"))
-    return launch(static_out_of_bounds_kernel, 1, warp, 0, nullptr, data);
+  if (is("out_of_bounds")) return launch(out_of_bounds_kernel, 1, warp, 32 * sizeof(float), nullptr, data);
+  if (is("static_out_of_bounds")) return launch(static_out_of_bounds_kernel, 1, warp, 0, nullptr, data);
   if (is("order"))
     return launch(order_kernel, 100, 1, 0, nullptr, static_cast<int*>(result),
                   static_cast<int*>(result) + 100);
@@ -121,9 +116,8 @@ cudaError_t run(const char* name, float* data, void* result, int option) {
 
 // Runs one kernel; an error inside it is copied to `message`. Returns the launch's cudaError_t, or
 // -1.
-extern "C" __attribute__((visibility("default"))) int probe(const char* name, float* data,
-                                                            void* result, int option, char* message,
-                                                            size_t message_bytes) {
+extern "C" __attribute__((visibility("default"))) int probe(const char* name, float* data, void* result,
+                                                            int option, char* message, size_t message_bytes) {
   try {
     return run(name, data, result, option);
   } catch (const std::exception& error) {
