@@ -121,7 +121,8 @@ class GlowConvNet(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""
-        return self.last(relu(self.second(relu(self.first(x, context)))))
+        h = relu(self.first(x, context), inplace=True)
+        return self.last(relu(self.second(h), inplace=True))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -141,7 +142,7 @@ class _GatedBlock(nn.Module):
         self.second = ActNormConv2d(channels, 2 * channels, 1, **factory)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        return h + glu(self.second(relu(self.first(relu(h), context))), 1)
+        return h + glu(self.second(relu(self.first(relu(h), context), inplace=True)), 1)
 
     @torch.no_grad()
     def initialize(self, h: Tensor, context: Tensor | None = None) -> Tensor:

@@ -111,8 +111,9 @@ def test_actnorm_conv_is_conv_then_actnorm() -> None:
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_edge_bias_is_a_channel_of_ones_on_the_padding(kernel_size: int) -> None:
-    layer = randomize_(ActNormConv2d(3, 4, kernel_size, edge_bias=True).double())
+@pytest.mark.parametrize("out_channels", [2, 4])
+def test_edge_bias_is_a_channel_of_ones_on_the_padding(kernel_size: int, out_channels: int) -> None:
+    layer = randomize_(ActNormConv2d(3, out_channels, kernel_size, edge_bias=True).double())
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     around = [kernel_size // 2] * 4
     inside = torch.nn.functional.pad(x, around)
