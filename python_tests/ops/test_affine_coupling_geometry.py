@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from test_affine_coupling import DTYPES, SCALES, compare, make_inputs
@@ -62,3 +64,12 @@ def test_logdet_of_a_sample_does_not_depend_on_its_batch(device):
         logdet = ops.affine_coupling(x, params, scale="sigmoid")[1]
         alone = ops.affine_coupling(x[5:6], params[5:6], scale="sigmoid")[1]
         assert torch.equal(logdet[5:6], alone)
+
+
+def test_product_of_many_factors_of_two_does_not_overflow(device):
+    """The log-det of sigmoid scales is the log of a product, cut before float32 overflows."""
+    x = torch.randn(2, 700, device=device)
+    params = torch.cat([torch.full_like(x, -2.0), torch.zeros_like(x)], 1)
+    _, logdet = ops.affine_coupling(x, params, scale="sigmoid")
+    expected = torch.full_like(logdet, 700 * math.log(0.5))
+    torch.testing.assert_close(logdet, expected)
