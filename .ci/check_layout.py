@@ -1,4 +1,4 @@
-"""Checks the rules of the tree that no linter knows; prints each breach and exits 1 if there is one."""
+"""Checks the rules of the tree that no linter knows; prints each breach and exits 1 if any."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ FLOORS = (
 
 
 def tracked() -> list[Path]:
-    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return [ROOT / name for name in listing.stdout.splitlines()]
 
 
@@ -42,8 +44,8 @@ def breaches() -> list[str]:
         torch_free = name.startswith("csrc/math/") or path.suffix == ".cu"
         if torch_free and TORCH_INCLUDE.search(text):
             found.append(f"{name}: includes a torch header")
-    for path in sorted((ROOT / "csrc/autograd").glob("*_autograd.cpp")):
-        op = path.stem.removesuffix("_autograd")
+    for path in sorted((ROOT / "csrc/ops").glob("*.cpp")):
+        op = path.stem
         missing = [f.format(op=op) for f in FLOORS if not (ROOT / f.format(op=op)).exists()]
         found += [f"{op}: has no {name}" for name in missing]
     changelog = (ROOT / "CHANGELOG.md").read_text()

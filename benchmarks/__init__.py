@@ -1,1 +1,1 @@
-"""Benchmarks of flowops against PyTorch, eager and compiled: ``python -m benchmarks.run --help``."""
+"""Benchmarks against PyTorch, eager and compiled: ``python -m benchmarks.run --help``."""

@@ -18,7 +18,8 @@ class Case:
         op: The op's stem.
         name: Shape, dtype and layout, as printed.
         inputs: Makes the input tensors; those of floating point get gradients in forward+backward.
-        eager: The workload as code without flowops writes it; it is also run under ``torch.compile``.
+        eager: The workload as code without flowops writes it; it is also run under
+            ``torch.compile``.
         ours: The workload through flowops.
         traffic: Bytes that the forward pass must move at the least, for the comparison with a copy.
         backward: Whether forward+backward is timed too.

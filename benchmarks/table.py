@@ -28,8 +28,9 @@ def table(report: dict[str, Any], source: str) -> str:
     """Return the Markdown of one report."""
     e = report["environment"]
     lines = [
-        f"Times faster than PyTorch, eager and `torch.compile`d, medians of interleaved samples; {e['device']}, "
-        f"{e['threads']} threads, torch {e['torch']}, {e['cpu_kernels']} kernels, commit `{e['commit']}` "
+        "Times faster than PyTorch, eager and `torch.compile`d, medians of interleaved samples; "
+        f"{e['device']}, {e['threads']} threads, torch {e['torch']}, {e['cpu_kernels']} kernels, "
+        f"commit `{e['commit']}` "
         f"([{Path(source).name}]({source})). `!`: the machine was never quiet.",
         "",
         "| op | case | forward: eager | compile | forward + backward: eager | compile |",

@@ -1,4 +1,4 @@
-"""flowops: fast kernels, layers and models for invertible and latent-variable generative modelling."""
+"""flowops: fast kernels, layers and models for normalizing flows in PyTorch."""
 
 from flowops import _library as _library  # loads the native modules
 

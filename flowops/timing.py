@@ -1,4 +1,4 @@
-"""Time several ways of computing one thing side by side, honestly, on a machine that is not quiet."""
+"""Time several ways of computing one thing side by side, on a machine that is not quiet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MAX_WAIT = 0.02
 class Timing:
     """Seconds per call: median, 10th and 90th percentile of ``samples`` clean samples.
 
-    ``clean`` is False where the machine never left three samples undisturbed, and the quickest third of
-    all samples stands in.
+    ``clean`` is False where the machine never left three samples undisturbed, and the quickest
+    third of all samples stands in.
     """
 
     median: float
@@ -83,7 +83,7 @@ def _repeats(call: Callable[[], object], block: float, synchronise: Callable[[],
 
 
 def _waiting_time() -> float:
-    """Seconds that this process's threads were ready but waited for a core; 0 where Linux does not say."""
+    """Seconds that this process's threads were ready but had no core; 0 where Linux is silent."""
     nanoseconds = 0
     for task in Path("/proc/self/task").glob("*/schedstat"):
         try:

@@ -97,7 +97,8 @@ Gradients composed_backward(const Tensor& grad_z, const Tensor& grad_logdet, con
   }
   grad_x = grad_x.to(saved.scalar_type());
   if (n != grad_z.size(1)) {
-    grad_x = at::cat({grad_z.narrow(1, 0, options.start), grad_x, grad_z.narrow(1, end, grad_z.size(1) - end)}, 1);
+    grad_x =
+        at::cat({grad_z.narrow(1, 0, options.start), grad_x, grad_z.narrow(1, end, grad_z.size(1) - end)}, 1);
   }
   return {grad_x, join_params(grad_raw, grad_shift.to(params.scalar_type()), options), grad_amplitude};
 }
@@ -112,8 +113,8 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
     auto [z, total] =
         affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
     const CouplingOptions options{start, scale, order, layout, inverse};
-    ctx->save_for_backward({options.shift_first() ? z : x, params, amplitude.value_or(Tensor()),
-                            mask.value_or(Tensor())});
+    ctx->save_for_backward(
+        {options.shift_first() ? z : x, params, amplitude.value_or(Tensor()), mask.value_or(Tensor())});
     ctx->saved_data["options"] = std::vector<int64_t>{start, scale, order, layout, inverse};
     ctx->saved_data["adds"] = logdet.has_value();
     return {z, total};
@@ -129,22 +130,22 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
       result = composed_backward(grads[0], grads[1], held, params, amplitude, mask, options);
     } else {
       const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-      std::tie(result.x, result.params, result.amplitude) = affine_coupling_backward(
-          grads[0], grads[1], held, params, optional(amplitude), optional(mask), o[0], o[1], o[2], o[3], o[4]);
+      std::tie(result.x, result.params, result.amplitude) =
+          affine_coupling_backward(grads[0], grads[1], held, params, optional(amplitude), optional(mask),
+                                   o[0], o[1], o[2], o[3], o[4]);
       if (!amplitude.defined()) result.amplitude = Tensor();
     }
     const Tensor grad_logdet = ctx->saved_data["adds"].toBool() ? grads[1] : Tensor();
     return {result.x, result.params, result.amplitude, Tensor(), grad_logdet,
-            Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+            Tensor(), Tensor(),      Tensor(),         Tensor(), Tensor()};
   }
 };
 
 std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tensor& params,
                                                     const OptionalTensor& amplitude,
-                                                    const OptionalTensor& mask,
-                                                    const OptionalTensor& logdet, int64_t start,
-                                                    int64_t scale, int64_t order, int64_t layout,
-                                                    bool inverse) {
+                                                    const OptionalTensor& mask, const OptionalTensor& logdet,
+                                                    int64_t start, int64_t scale, int64_t order,
+                                                    int64_t layout, bool inverse) {
   const auto result =
       AffineCoupling::apply(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
   return {result[0], result[1]};

@@ -16,18 +16,18 @@ inline at::ScalarType accumulation_type(at::ScalarType type) {
 inline void check_data(const char* op, const char* name, const at::Tensor& x) {
   FLOWOPS_CHECK(op, x.dim() >= 2, name, " must have shape (batch, channels, ...), got ", x.sizes());
   const auto type = x.scalar_type();
-  FLOWOPS_CHECK(op,
-                type == at::kDouble || type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
+  FLOWOPS_CHECK(op, type == at::kDouble || type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
                 name, " must be float64, float32, float16 or bfloat16, got ", type);
 }
 
 inline void check_same_device(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x) {
-  FLOWOPS_CHECK(op, t.device() == x.device(), name, " must be on ", x.device(), " (like x), got ", t.device());
+  FLOWOPS_CHECK(op, t.device() == x.device(), name, " must be on ", x.device(), " (like x), got ",
+                t.device());
 }
 
 inline void check_same_dtype(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x) {
-  FLOWOPS_CHECK(op, t.scalar_type() == x.scalar_type(), name, " must be ", x.scalar_type(),
-                " (like x), got ", t.scalar_type());
+  FLOWOPS_CHECK(op, t.scalar_type() == x.scalar_type(), name, " must be ", x.scalar_type(), " (like x), got ",
+                t.scalar_type());
 }
 
 // An incoming log-determinant, onto which the op adds its own.

@@ -42,7 +42,8 @@ inline Operand operand(const at::Tensor& x, bool inner_channels, int64_t first =
   const int64_t pixel = pixel_stride(x), channel = x.stride(1);
   auto* data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   if (data != nullptr) data += first * channel * static_cast<int64_t>(x.element_size());
-  return {data, x.stride(0), inner_channels ? pixel : channel * step, inner_channels ? channel * step : pixel};
+  return {data, x.stride(0), inner_channels ? pixel : channel * step,
+          inner_channels ? channel * step : pixel};
 }
 
 // Dense, with the channels of `x` innermost where they are in `x`.

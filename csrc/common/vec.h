@@ -206,9 +206,8 @@ FLOWOPS_INLINE Vec<T> log(Vec<T> x) {
 template <typename T>
 FLOWOPS_INLINE Vec<T> tanh(Vec<T> x) {
   const Vec<T> size = abs(x), y = x * x;
-  const Vec<T> small =
-      x * (((y + Vec<T>(378)) * y + Vec<T>(17325)) * y + Vec<T>(135135)) /
-      (((Vec<T>(28) * y + Vec<T>(3150)) * y + Vec<T>(62370)) * y + Vec<T>(135135));
+  const Vec<T> small = x * (((y + Vec<T>(378)) * y + Vec<T>(17325)) * y + Vec<T>(135135)) /
+                       (((Vec<T>(28) * y + Vec<T>(3150)) * y + Vec<T>(62370)) * y + Vec<T>(135135));
   const Vec<T> large = Vec<T>(1) - Vec<T>(2) / (exp(size + size) + Vec<T>(1));
   return select(size < Vec<T>(T(0.3)), small, select(x < Vec<T>(0), -large, large));
 }

@@ -50,8 +50,7 @@ double forward_tile(const ForwardTile<T>& tile) {
   };
   int64_t i = 0, factors = 0;
   for (; i + V::kLanes <= t.size; i += V::kLanes) {
-    step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; },
-         [](T* p, V v) { v.store(p); });
+    step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; }, [](T* p, V v) { v.store(p); });
     if (++factors == kMaxLogFactors - 1) {
       sum = sum - log(product);
       product = one;
@@ -60,16 +59,17 @@ double forward_tile(const ForwardTile<T>& tile) {
   }
   if (const int64_t rest = t.size - i; rest > 0) {
     const auto valid = V::first(rest);
-    step(i, [rest](const T* p) { return V::load(p, rest); },
-         [&valid](V v, V neutral) { return select(valid, v, neutral); },
-         [rest](T* p, V v) { v.store(p, rest); });
+    step(
+        i, [rest](const T* p) { return V::load(p, rest); },
+        [&valid](V v, V neutral) { return select(valid, v, neutral); },
+        [rest](T* p, V v) { v.store(p, rest); });
   }
   return (sum - log(product)).sum();
 }
 
 template <typename T>
 struct BackwardTile {
-  const T *grad_z, *saved, *raw, *amplitude, *mask;  // the last two may be null
+  const T *grad_z, *saved, *raw, *amplitude, *mask;    // the last two may be null
   T *grad_x, *grad_raw, *grad_shift, *grad_amplitude;  // the last may be null
   int64_t size;
   T grad_logdet;
@@ -84,7 +84,8 @@ void backward_tile(const BackwardTile<T>& tile) {
   const auto step = [&](int64_t i, auto load, auto store) {
     const V grad_z = load(t.grad_z + i);
     const auto terms = Map::evaluate(load(t.raw + i), t.amplitude ? load(t.amplitude + i) : zero);
-    auto grad = affine_coupling_gradient(grad_z, grad_logdet, load(t.saved + i), terms, t.shift_first, kInverse);
+    auto grad =
+        affine_coupling_gradient(grad_z, grad_logdet, load(t.saved + i), terms, t.shift_first, kInverse);
     if (t.mask) {
       const auto kept = load(t.mask + i) != zero;
       grad.x = select(kept, grad_z, grad.x);
@@ -112,10 +113,13 @@ using TileFunction = Result (*)(const Tile<T>&);
 template <typename T>
 TileFunction<T, ForwardTile, double> pick_forward(ScaleMap map, bool inverse) {
   switch (map) {
-    case ScaleMap::kAdditive: return inverse ? forward_tile<T, AdditiveScale, true> : forward_tile<T, AdditiveScale, false>;
+    case ScaleMap::kAdditive:
+      return inverse ? forward_tile<T, AdditiveScale, true> : forward_tile<T, AdditiveScale, false>;
     case ScaleMap::kExp: return inverse ? forward_tile<T, ExpScale, true> : forward_tile<T, ExpScale, false>;
-    case ScaleMap::kTanhExp: return inverse ? forward_tile<T, TanhExpScale, true> : forward_tile<T, TanhExpScale, false>;
-    case ScaleMap::kSigmoid: return inverse ? forward_tile<T, SigmoidScale, true> : forward_tile<T, SigmoidScale, false>;
+    case ScaleMap::kTanhExp:
+      return inverse ? forward_tile<T, TanhExpScale, true> : forward_tile<T, TanhExpScale, false>;
+    case ScaleMap::kSigmoid:
+      return inverse ? forward_tile<T, SigmoidScale, true> : forward_tile<T, SigmoidScale, false>;
   }
   return nullptr;
 }
@@ -124,9 +128,12 @@ template <typename T>
 TileFunction<T, BackwardTile, void> pick_backward(ScaleMap map, bool inverse) {
   switch (map) {
     case ScaleMap::kAdditive: break;  // composed in autograd: no arithmetic worth a kernel
-    case ScaleMap::kExp: return inverse ? backward_tile<T, ExpScale, true> : backward_tile<T, ExpScale, false>;
-    case ScaleMap::kTanhExp: return inverse ? backward_tile<T, TanhExpScale, true> : backward_tile<T, TanhExpScale, false>;
-    case ScaleMap::kSigmoid: return inverse ? backward_tile<T, SigmoidScale, true> : backward_tile<T, SigmoidScale, false>;
+    case ScaleMap::kExp:
+      return inverse ? backward_tile<T, ExpScale, true> : backward_tile<T, ExpScale, false>;
+    case ScaleMap::kTanhExp:
+      return inverse ? backward_tile<T, TanhExpScale, true> : backward_tile<T, TanhExpScale, false>;
+    case ScaleMap::kSigmoid:
+      return inverse ? backward_tile<T, SigmoidScale, true> : backward_tile<T, SigmoidScale, false>;
   }
   return nullptr;
 }
@@ -135,13 +142,15 @@ template <typename scalar_t>
 void copy_kept(const KeptBlock (&blocks)[2], int64_t batch) {
   for (const KeptBlock& block : blocks) {
     for (int64_t r = 0; r < block.outer; ++r) {
-      const scalar_t* source =
-          static_cast<const scalar_t*>(block.source.data) + batch * block.source.batch + r * block.source.outer;
-      scalar_t* target = static_cast<scalar_t*>(block.target.data) + batch * block.target.batch + r * block.target.outer;
+      const scalar_t* source = static_cast<const scalar_t*>(block.source.data) + batch * block.source.batch +
+                               r * block.source.outer;
+      scalar_t* target =
+          static_cast<scalar_t*>(block.target.data) + batch * block.target.batch + r * block.target.outer;
       if (block.source.inner == 1 && block.target.inner == 1) {
         std::memcpy(target, source, block.inner * sizeof(scalar_t));
       } else {
-        for (int64_t c = 0; c < block.inner; ++c) target[c * block.target.inner] = source[c * block.source.inner];
+        for (int64_t c = 0; c < block.inner; ++c)
+          target[c * block.target.inner] = source[c * block.source.inner];
       }
     }
   }
@@ -246,11 +255,12 @@ void run_forward(const AffineCouplingParams& p) {
 }
 
 template <typename scalar_t, typename opmath_t>
-void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t batch,
-                    int64_t chunk, TileFunction<opmath_t, BackwardTile, void> run) {
+void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
+                    TileFunction<opmath_t, BackwardTile, void> run) {
   alignas(64) opmath_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
   alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
-  alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize], grad_amplitude[kTileSize];
+  alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize],
+      grad_amplitude[kTileSize];
   const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
   const int64_t end = std::min(grid.tiles(), (chunk + 1) * kTilesPerChunk);
   for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
@@ -264,7 +274,8 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
     tile.grad_x = output_tile<scalar_t>(p.grad_x, t, grad_x);
     tile.grad_raw = output_tile<scalar_t>(p.grad_raw, t, grad_raw);
     tile.grad_shift = output_tile<scalar_t>(p.grad_shift, t, grad_shift);
-    if (p.grad_amplitude.data) tile.grad_amplitude = output_tile<opmath_t>(p.grad_amplitude, t, grad_amplitude);
+    if (p.grad_amplitude.data)
+      tile.grad_amplitude = output_tile<opmath_t>(p.grad_amplitude, t, grad_amplitude);
     tile.size = t.size();
     tile.grad_logdet = grad_logdet[batch * p.grad_logdet_stride];
     tile.shift_first = p.shift_then_scale != p.inverse;
@@ -301,10 +312,9 @@ void run_backward(const AffineCouplingBackwardParams& p) {
   const TileGrid grid(p.outer, p.inner);
   const auto run = pick_backward<opmath_t>(p.scale_map, p.inverse);
   const int64_t chunks = grid.chunks();
-  const bool direct =
-      !p.amplitude.data && !p.mask.data &&
-      single_direct_tile<scalar_t, opmath_t>(
-          grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
+  const bool direct = !p.amplitude.data && !p.mask.data &&
+                      single_direct_tile<scalar_t, opmath_t>(
+                          grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
     if (direct) return backward_direct<opmath_t>(p, grid, begin, end, run);
     for (int64_t task = begin; task < end; ++task) {

@@ -24,7 +24,8 @@ struct Tile {
 class TileGrid {
  public:
   TileGrid(int64_t outer, int64_t inner)
-      : outer_(outer), inner_(inner),
+      : outer_(outer),
+        inner_(inner),
         rows_(inner >= kLongRow ? 1 : std::max<int64_t>(1, kTileSize / std::max<int64_t>(inner, 1))),
         per_row_(std::max<int64_t>(1, (inner + kTileSize - 1) / kTileSize)) {}
 

@@ -85,8 +85,9 @@ struct AffineCouplingGradient {
 
 // `sign` is -1 for the inverse direction. `saved` is z where the shift enters first, else x.
 template <typename V>
-FLOWOPS_HOST_DEVICE AffineCouplingGradient<V> affine_coupling_gradient(
-    V grad_z, V grad_logdet, V saved, const ScaleTerms<V>& scale, bool shift_first, bool inverse) {
+FLOWOPS_HOST_DEVICE AffineCouplingGradient<V> affine_coupling_gradient(V grad_z, V grad_logdet, V saved,
+                                                                       const ScaleTerms<V>& scale,
+                                                                       bool shift_first, bool inverse) {
   const V sign(inverse ? -1 : 1);
   const V factor = inverse ? scale.reciprocal : scale.value;
   const V grad_x = grad_z * factor;

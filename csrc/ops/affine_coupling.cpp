@@ -5,10 +5,11 @@
 
 namespace flowops {
 
-std::tuple<at::Tensor, at::Tensor> affine_coupling(
-    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
-    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
-    int64_t layout, bool inverse) {
+std::tuple<at::Tensor, at::Tensor> affine_coupling(const at::Tensor& x, const at::Tensor& params,
+                                                   const OptionalTensor& amplitude,
+                                                   const OptionalTensor& mask, const OptionalTensor& logdet,
+                                                   int64_t start, int64_t scale, int64_t order,
+                                                   int64_t layout, bool inverse) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::affine_coupling", "")
                              .typed<decltype(affine_coupling)>();

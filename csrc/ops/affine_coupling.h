@@ -46,13 +46,13 @@ struct CouplingOptions {
     return interleaved() ? index : index * n;
   }
   int64_t channel_step() const { return !additive() && interleaved() ? 2 : 1; }
-
 };
 
-std::tuple<at::Tensor, at::Tensor> affine_coupling(
-    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
-    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
-    int64_t layout, bool inverse);
+std::tuple<at::Tensor, at::Tensor> affine_coupling(const at::Tensor& x, const at::Tensor& params,
+                                                   const OptionalTensor& amplitude,
+                                                   const OptionalTensor& mask, const OptionalTensor& logdet,
+                                                   int64_t start, int64_t scale, int64_t order,
+                                                   int64_t layout, bool inverse);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
@@ -67,13 +67,15 @@ inline void check_affine_coupling_params(const at::Tensor& x, const at::Tensor& 
   const char* op = kAffineCoupling;
   FLOWOPS_CHECK(op, options.scale >= 0 && options.scale <= 3, "scale must be 0 to 3, got ", options.scale);
   FLOWOPS_CHECK(op, options.order == 0 || options.order == 1, "order must be 0 or 1, got ", options.order);
-  FLOWOPS_CHECK(op, options.layout >= 0 && options.layout <= 3, "layout must be 0 to 3, got ", options.layout);
+  FLOWOPS_CHECK(op, options.layout >= 0 && options.layout <= 3, "layout must be 0 to 3, got ",
+                options.layout);
   check_data(op, "x", x);
   check_same_dtype(op, "params", params, x);
   check_same_device(op, "params", params, x);
-  FLOWOPS_CHECK(op, params.dim() == x.dim() && params.size(0) == x.size(0) &&
-                        params.sizes().slice(2) == x.sizes().slice(2),
-                "params must have the batch and pixel sizes of x, ", x.sizes(), ", got ", params.sizes());
+  FLOWOPS_CHECK(
+      op,
+      params.dim() == x.dim() && params.size(0) == x.size(0) && params.sizes().slice(2) == x.sizes().slice(2),
+      "params must have the batch and pixel sizes of x, ", x.sizes(), ", got ", params.sizes());
   FLOWOPS_CHECK(op, options.additive() || params.size(1) % 2 == 0,
                 "params must have an even number of channels (scales and shifts), got ", params.size(1));
   const int64_t n = options.moved(params);
@@ -109,8 +111,7 @@ inline void check_affine_coupling_inputs(const at::Tensor& x, const at::Tensor& 
 
 inline void check_affine_coupling_backward_inputs(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
                                                   const at::Tensor& saved, const at::Tensor& params,
-                                                  const OptionalTensor& amplitude,
-                                                  const OptionalTensor& mask,
+                                                  const OptionalTensor& amplitude, const OptionalTensor& mask,
                                                   const CouplingOptions& options) {
   check_affine_coupling_params(saved, params, amplitude, mask, options);
   FLOWOPS_CHECK(kAffineCoupling, !options.additive(), "scale must not be additive in the backward op, got 0");

@@ -72,8 +72,8 @@ inline Operand part(const at::Tensor& params, bool of_scale, int64_t moved, cons
 }  // namespace detail
 
 inline AffineCouplingCall prepare_affine_coupling(const at::Tensor& x, const at::Tensor& params,
-                                                  const OptionalTensor& amplitude,
-                                                  const OptionalTensor& mask, const OptionalTensor& logdet,
+                                                  const OptionalTensor& amplitude, const OptionalTensor& mask,
+                                                  const OptionalTensor& logdet,
                                                   const CouplingOptions& options) {
   AffineCouplingCall call;
   call.x = walkable(x);

@@ -19,9 +19,9 @@ struct AffineCouplingParams {
   int64_t batch = 0, outer = 0, inner = 0;
   ScaleMap scale_map = ScaleMap::kExp;
   bool shift_then_scale = false, inverse = false;
-  Operand x, raw, shift, z;     // forward reads x, raw, shift and writes z
-  Operand amplitude, mask;      // optional; amplitude in the accumulation type, mask as bool (true: kept)
-  KeptBlock kept[2];            // channels before and after the moved ones
+  Operand x, raw, shift, z;         // forward reads x, raw, shift and writes z
+  Operand amplitude, mask;          // optional; amplitude in the accumulation type, mask as bool (true: kept)
+  KeptBlock kept[2];                // channels before and after the moved ones
   const void* logdet_in = nullptr;  // (batch,), accumulation type, optional
   void* logdet = nullptr;           // (batch,), accumulation type
 };

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def transforms_active() -> bool:
-    """Whether a ``torch.func`` transform or forward-mode AD is running, which C++ Functions refuse."""
+    """Whether a ``torch.func`` transform or forward-mode AD runs, which C++ Functions refuse."""
     return (
         torch._C._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
@@ -50,7 +50,7 @@ def _channels_inner(x: Tensor) -> bool:
 
 
 def empty_like_layout(x: Tensor) -> Tensor:
-    """Mirror ``empty_like_layout`` of csrc/common/layout.h: dense, channels innermost where they are in ``x``."""
+    """Mirror ``empty_like_layout`` of csrc/common/layout.h: dense, channels where ``x`` has them."""
     if all(size == 1 for size in x.shape[2:]) or not _channels_inner(x):
         return x.new_empty(x.shape)
     return x.new_empty(x.size(0), *x.shape[2:], x.size(1)).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""Affine coupling: the element-wise half of NICE, RealNVP, Glow and their kin, with its log-determinant."""
+"""Affine coupling, the element-wise half of NICE, RealNVP and Glow, with its log-determinant."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def affine_coupling(
     :math:`\operatorname{sigmoid}(h + 2)` of the raw scale :math:`h`.
 
     Shapes:
-        ``x``: (B, C, \*S) with any number of pixel dimensions, none included; ``params``: (B, 2n, \*S), or
-        (B, n, \*S) for an additive coupling. Channels [start, start + n) of ``x`` are moved, the others
-        pass through. Strided channel slices and channels_last tensors are taken as they are.
+        ``x``: (B, C, \*S) with any number of pixel dimensions, none included; ``params``:
+        (B, 2n, \*S), or (B, n, \*S) for an additive coupling. Channels [start, start + n) of ``x``
+        are moved, the others pass through. Strided channel slices and channels_last tensors are
+        taken as they are.
 
     Args:
         x: Data, float64, float32, float16 or bfloat16.
@@ -60,29 +61,31 @@ def affine_coupling(
             "shift_scale") or alternating ("scale_shift_interleaved", "shift_scale_interleaved").
         amplitude: :math:`a` of "tanh_exp", shape () or (n,); None for the other scales.
         start: First moved channel.
-        mask: bool, broadcastable to (n, \*S); elements where it is True pass through and do not count in
-            the log-determinant.
+        mask: bool, broadcastable to (n, \*S); elements where it is True pass through and do not
+            count in the log-determinant.
         logdet: Shape (B,), added to the result, in the accumulation type.
 
     Returns:
-        z like ``x``, and the log-determinant in nats, shape (B,), float64 for float64 and else float32.
+        z like ``x``, and the log-determinant in nats, shape (B,), float64 for float64 and else
+        float32.
 
     Raises:
         ValueError: If an argument does not fit the others.
 
     Numerics:
-        Arithmetic in float32 for the 16-bit types. The log-determinant of a sample is a sum in a fixed
-        order: the same for any batch, thread count and run. Differentiable twice. Under autocast the op
-        runs in float32. ``torch.func`` transforms and forward-mode AD take
+        Arithmetic in float32 for the 16-bit types. The log-determinant of a sample is a sum in a
+        fixed order: the same for any batch, thread count and run. Differentiable twice. Under
+        autocast the op runs in float32. ``torch.func`` transforms and forward-mode AD take
         :func:`flowops.reference.affine_coupling`.
 
     Cost:
-        One pass: reads x and params once, writes z once. The backward pass keeps ``params`` and either
-        ``x`` (shift last) or ``z`` (shift first), nothing else.
+        One pass: reads x and params once, writes z once. The backward pass keeps ``params`` and
+        either ``x`` (shift last) or ``z`` (shift first), nothing else.
 
     Source:
-        Dinh et al., NICE, 2014, arXiv:1410.8516, eq. 4; Dinh et al., Density estimation using Real NVP,
-        2016, arXiv:1605.08803, eq. 7; Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, table 1.
+        Dinh et al., NICE, 2014, arXiv:1410.8516, eq. 4; Dinh et al., Density estimation using Real
+        NVP, 2016, arXiv:1605.08803, eq. 7; Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, table
+        1.
 
     Example:
         >>> x, params = torch.zeros(1, 2), torch.tensor([[0.5, 3.0]])
@@ -104,7 +107,7 @@ def affine_coupling_inverse(
     mask: Tensor | None = None,
     logdet: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Undo :func:`affine_coupling`, which has the arguments; the log-determinant is that of the inverse.
+    """Undo :func:`affine_coupling`, which has the arguments; the log-det is that of the inverse.
 
     Returns:
         x like ``z``, and log|det dx/dz| = -sum(log s) in nats, shape (B,).

@@ -1,7 +1,7 @@
 """Pure-PyTorch twins of :mod:`flowops.ops`: same names, same arguments, same results.
 
-They define what the kernels must compute, serve `torch.func` transforms and forward-mode AD, and run
-wherever PyTorch runs. This package imports torch alone.
+They define what the kernels must compute, serve `torch.func` transforms and forward-mode AD, and
+run wherever PyTorch runs. This package imports torch alone.
 """
 
 from .actnorm import actnorm, actnorm_inverse, actnorm_statistics

@@ -1,7 +1,8 @@
 """Pure-PyTorch twin of :mod:`flowops.ops.invertible_conv1x1`: the executable specification.
 
-LU of the 1x1 convolution (Glow): ``W = P L (U + diag(sign * exp(log_s)))``, L unit lower, U strictly
-upper, P fixed, given as an index: ``(P A)[i] = A[permutation[i]]``; ``logdet = H W sum(log_s)``.
+LU of the 1x1 convolution (Glow): ``W = P L (U + diag(sign * exp(log_s)))``, L unit lower, U
+strictly upper, P fixed, given as an index: ``(P A)[i] = A[permutation[i]]``; ``logdet = H W
+sum(log_s)``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""affine_coupling against its float64 reference, autograd's Jacobian, and PyTorch's own op checks."""
+"""affine_coupling against its float64 reference, the Jacobian, and PyTorch's own op checks."""
 
 from __future__ import annotations
 
@@ -126,15 +126,16 @@ def strided_views(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
         "every_second_pixel": (base[:, :3, :, ::2], wide[:, :6, :, ::2]),
         "transposed_pixels": (base[:, :3].mT, wide[:, :6].mT),
         "expanded_batch": (base[:1, :3].expand(4, -1, -1, -1), wide[:1, :6].expand(4, -1, -1, -1)),
-        "transposed_vectors": (torch.randn(3, 4, device=device).T, torch.randn(6, 4, device=device).T),
+        "transposed_vectors": (
+            torch.randn(3, 4, device=device).T,
+            torch.randn(6, 4, device=device).T,
+        ),
     }
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_takes_strided_views_as_they_are(
-    layout: str, inverse: bool, device: torch.device
-) -> None:
+def test_takes_strided_views_as_they_are(layout: str, inverse: bool, device: torch.device) -> None:
     for x, params in strided_views(device).values():
         compare(x, params, {"scale": "sigmoid", "layout": layout}, inverse)
         amplitude = torch.randn(x.size(1), device=device)
@@ -195,7 +196,9 @@ def test_gradcheck_twice(scale: str, order: str, inverse: bool, device: torch.de
         return OPS[inverse](x, params, amplitude=amplitude[0] if amplitude else None, **keywords)
 
     leaves = [x, params, options["logdet"]]
-    leaves = [t.requires_grad_() for t in leaves + [options[k] for k in ("amplitude",) if k in options]]
+    leaves = [
+        t.requires_grad_() for t in leaves + [options[k] for k in ("amplitude",) if k in options]
+    ]
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
 
@@ -243,7 +246,9 @@ def test_transforms_take_the_reference(device: torch.device) -> None:
     assert_close(torch.diagonal(jacobians, dim1=1, dim2=2), expected, dtype=torch.float64)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        tangent = torch.autograd.forward_ad.unpack_dual(ops.affine_coupling(dual, params)[0]).tangent
+        tangent = torch.autograd.forward_ad.unpack_dual(
+            ops.affine_coupling(dual, params)[0]
+        ).tangent
     assert_close(tangent, expected, dtype=torch.float64)
 
 
@@ -275,7 +280,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "params_dtype": ({"params": P.double()}, "params must be Float"),
     "params_shape": ({"params": P[:, :, :2]}, "params must have the batch and pixel sizes of x"),
     "params_odd": ({"params": P[:, :3]}, "params must have an even number of channels"),
-    "start": ({"start": 3}, "start must leave room for the 2 moved channels among the 4 of x, got 3"),
+    "start": (
+        {"start": 3},
+        "start must leave room for the 2 moved channels among the 4 of x, got 3",
+    ),
     "start_sign": ({"start": -1}, "start must leave room"),
     "amplitude": ({"amplitude": torch.ones(2)}, "amplitude must be None unless"),
     "no_amplitude": ({"scale": "tanh_exp"}, "amplitude must be given with scale tanh_exp"),
@@ -284,7 +292,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"amplitude must have shape \[\] or \[2\], got \[3\]",
     ),
     "mask_dtype": ({"mask": torch.ones(2, 3)}, "mask must be bool"),
-    "mask_shape": ({"mask": torch.ones(4, 3) > 0}, r"mask must broadcast to \[2, 3\], got \[4, 3\]"),
+    "mask_shape": (
+        {"mask": torch.ones(4, 3) > 0},
+        r"mask must broadcast to \[2, 3\], got \[4, 3\]",
+    ),
     "logdet_shape": ({"logdet": torch.zeros(3)}, r"logdet must have shape \[2\]"),
     "logdet_dtype": ({"logdet": torch.zeros(2).double()}, "logdet must be Float, got Double"),
     "scale": ({"scale": "softplus"}, "scale must be one of 'additive', 'exp'"),
@@ -299,5 +310,8 @@ def test_bad_input_is_one_clear_error(case: str, inference: bool, device: torch.
     changed, message = BAD[case]
     arguments = {"x": X, "params": P} | changed
     arguments = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    with torch.inference_mode(inference), pytest.raises(ValueError, match="affine_coupling: " + message):
+    with (
+        torch.inference_mode(inference),
+        pytest.raises(ValueError, match="affine_coupling: " + message),
+    ):
         ops.affine_coupling(**arguments)
