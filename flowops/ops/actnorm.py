@@ -1,4 +1,4 @@
-"""Actnorm: one shift and one scale a channel, with the statistics that initialise them from data."""
+"""Actnorm: a shift and a scale for each channel, and the statistics that initialise them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def actnorm(
     with :math:`N` the number of pixels.
 
     Shapes:
-        ``x``: (B, C, \*S) with any number of pixel dimensions, none included. Strided channel slices and
-        channels_last tensors are taken as they are.
+        ``x``: (B, C, \*S) with any number of pixel dimensions, none included. Strided channel
+        slices and channels_last tensors are taken as they are.
 
     Args:
         x: Data, float64, float32, float16 or bfloat16.
         bias: :math:`b`, shape (C,), dtype of ``x`` or the accumulation type.
         log_scale: :math:`l`, shape (C,), likewise.
-        logdet: Shape (B,), added to the result, in the accumulation type: float64 for float64, else float32.
+        logdet: Shape (B,), added to the result, in the accumulation type: float64 for float64, else
+            float32.
 
     Returns:
         z like ``x``, and the log-determinant in nats, shape (B,), in the accumulation type.
@@ -39,14 +40,15 @@ def actnorm(
         ValueError: If an argument does not fit the others.
 
     Numerics:
-        Arithmetic in float32 for the 16-bit types. The shift comes before the product, so a mean that is large
-        against the spread does not cancel. Sums over a channel are taken in a fixed order and, on the CPU,
-        joined in float64: the same for any thread count and run. Differentiable twice. Under autocast the op
-        runs in float32. ``torch.func`` transforms and forward-mode AD take :func:`flowops.reference.actnorm`.
+        Arithmetic in float32 for the 16-bit types. The shift comes before the product, so a mean
+        that is large against the spread does not cancel. Sums over a channel are taken in a fixed
+        order and, on the CPU, joined in float64: the same for any thread count and run.
+        Differentiable twice. Under autocast the op runs in float32. ``torch.func`` transforms and
+        forward-mode AD take :func:`flowops.reference.actnorm`.
 
     Cost:
-        One pass: reads x once, writes z once. The backward pass keeps ``x``. Before a 1x1 convolution it costs
-        nothing: fold it, see :func:`flowops.ops.invertible_conv1x1_lu`.
+        One pass: reads x once, writes z once. The backward pass keeps ``x``. Before a 1x1
+        convolution it costs nothing: fold it, see :func:`flowops.ops.invertible_conv1x1_lu`.
 
     Source:
         Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, section 3.1.
@@ -64,7 +66,8 @@ def actnorm_inverse(
     """Undo :func:`actnorm`, which has the arguments; the log-determinant is that of the inverse.
 
     Returns:
-        x = z exp(-log_scale) - bias like ``z``, and log|det dx/dz| = -N sum(log_scale) in nats, shape (B,).
+        x = z exp(-log_scale) - bias like ``z``, and log|det dx/dz| = -N sum(log_scale) in nats,
+        shape (B,).
 
     Raises:
         ValueError: If an argument does not fit the others.
@@ -79,7 +82,8 @@ def actnorm_inverse(
 def actnorm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     r"""Mean and population standard deviation of each channel, for data-dependent initialisation.
 
-    An actnorm with ``bias = -mean`` and ``log_scale = -log(std + eps)`` makes every channel of ``x`` standard.
+    An actnorm with ``bias = -mean`` and ``log_scale = -log(std + eps)`` makes every channel of
+    ``x`` standard.
 
     Shapes:
         ``x``: (B, C, \*S) as in :func:`actnorm`; both results (C,).
@@ -88,20 +92,22 @@ def actnorm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         x: Data, float64, float32, float16 or bfloat16.
 
     Returns:
-        mean and std in the accumulation type: float64 for float64, else float32; NaN for an empty batch.
+        mean and std in the accumulation type: float64 for float64, else float32; NaN for an empty
+        batch.
 
     Raises:
         ValueError: If ``x`` has fewer than two dimensions or another dtype.
 
     Numerics:
-        Deviations are taken from local means and merged, so a mean that is large against the spread does not
-        cancel. Differentiable twice.
+        Deviations are taken from local means and merged, so a mean that is large against the spread
+        does not cancel. Differentiable twice.
 
     Cost:
         One pass over ``x`` in memory.
 
     Source:
-        Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+        Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample
+        variances, 1979.
 
     Example:
         >>> actnorm_statistics(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))

@@ -1,7 +1,8 @@
-"""Invertible 1x1 convolution: the product, and its weight, bias and log-determinant from LU or full parameters.
+"""Invertible 1x1 convolution: the product, and weight, bias and log-det from its parameters.
 
-LU of the 1x1 convolution (Glow): ``W = P L (U + diag(sign * exp(log_s)))``, L unit lower, U strictly upper, P fixed,
-given as an index: ``(P A)[i] = A[permutation[i]]``; ``logdet = H W sum(log_s)``.
+LU of the 1x1 convolution (Glow): ``W = P L (U + diag(sign * exp(log_s)))``, L unit lower, U
+strictly upper, P fixed, given as an index: ``(P A)[i] = A[permutation[i]]``; ``logdet = H W
+sum(log_s)``.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ def invertible_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         z_{bp} = W x_{bp} + b \quad \text{for each sample } b \text{ and pixel } p.
 
     The log-determinant, :math:`N \log|\det W|` for :math:`N` pixels, comes with the weight from
-    :func:`invertible_conv1x1_lu` or :func:`invertible_conv1x1_full`, per pixel; so does the inverse map.
+    :func:`invertible_conv1x1_lu` or :func:`invertible_conv1x1_full`, per pixel; so does the inverse
+    map.
 
     Shapes:
-        ``x``: (B, C, \*S) with any number of pixel dimensions, none included. Strided channel slices and
-        channels_last tensors are taken as they are.
+        ``x``: (B, C, \*S) with any number of pixel dimensions, none included. Strided channel
+        slices and channels_last tensors are taken as they are.
 
     Args:
         x: Data, float64, float32, float16 or bfloat16.
-        weight: :math:`W`, shape (C, C), dtype of ``x`` or the accumulation type: float64 for float64, else float32.
+        weight: :math:`W`, shape (C, C), dtype of ``x`` or the accumulation type: float64 for
+            float64, else float32.
         bias: :math:`b`, shape (C,), dtype of ``weight``.
 
     Returns:
@@ -44,13 +47,14 @@ def invertible_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         ValueError: If an argument does not fit the others.
 
     Numerics:
-        Sums in float32 for the 16-bit types. The gradients of weight and bias are summed in a fixed order: the
-        same for any thread count and run. Differentiable twice. Under autocast the op runs in float32: halves
-        would cost the inverse two digits. ``torch.func`` transforms and forward-mode AD take
-        :func:`flowops.reference.invertible_conv1x1`.
+        Sums in float32 for the 16-bit types. The gradients of weight and bias are summed in a fixed
+        order: the same for any thread count and run. Differentiable twice. Under autocast the op
+        runs in float32: halves would cost the inverse two digits. ``torch.func`` transforms and
+        forward-mode AD take :func:`flowops.reference.invertible_conv1x1`.
 
     Cost:
-        2 B N C^2 operations; reads x once, writes z once. The backward pass keeps ``x`` and ``weight``.
+        2 B N C^2 operations; reads x once, writes z once. The backward pass keeps ``x`` and
+        ``weight``.
 
     Source:
         Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, section 3.2.
@@ -75,20 +79,22 @@ def invertible_conv1x1_lu(
     actnorm_log_scale: Tensors = (),
     inverse: bool = False,
 ) -> Prepared:
-    r"""Weights, biases and log-determinants of LU-parameterised 1x1 convolutions, all layers in one call.
+    r"""Weight, bias and log-determinant of LU 1x1 convolutions, all layers in one call.
 
     .. math::
         W = P L \left(U + \operatorname{diag}(\text{sign} \odot e^{\text{log\_s}})\right), \qquad
         \log|\det W| = \sum \text{log\_s},
 
     with L unit lower and U strictly upper triangular. An :func:`actnorm <flowops.ops.actnorm>`
-    :math:`(x + b) e^{l}` before the convolution is folded into it: weight :math:`W \operatorname{diag}(e^l)`,
-    bias :math:`W \operatorname{diag}(e^l)\, b`, and :math:`\sum l` more. With ``inverse`` the results are those of
-    the inverse map, weight :math:`\operatorname{diag}(e^{-l})\, W^{-1}` and bias :math:`-b`. In both directions
+    :math:`(x + b) e^{l}` before the convolution is folded into it: weight :math:`W
+    \operatorname{diag}(e^l)`, bias :math:`W \operatorname{diag}(e^l)\, b`, and :math:`\sum l` more.
+    With ``inverse`` the results are those of the inverse map, weight
+    :math:`\operatorname{diag}(e^{-l})\, W^{-1}` and bias :math:`-b`. In both directions
     ``invertible_conv1x1(x, weights[i], biases[i])`` runs layer i.
 
     Args:
-        lower: One (C, C) matrix a layer; its strict lower triangle is used. C may differ between layers.
+        lower: One (C, C) matrix a layer; its strict lower triangle is used. C may differ between
+            layers.
         upper: One (C, C) matrix a layer; its strict upper triangle is used.
         log_s: One (C,) vector a layer: logs of the absolute diagonal.
         sign: One (C,) vector a layer, of -1 and 1; not differentiated.
@@ -98,18 +104,22 @@ def invertible_conv1x1_lu(
         inverse: Whether to give the inverse map.
 
     Returns:
-        weights (one a layer), biases (one a layer; empty without actnorm), and the log-determinants **per pixel**
-        of the direction asked for, nats, shape (layers,): all float64 for float64 parameters, else float32.
+        weights (one a layer), biases (one a layer; empty without actnorm), and the log-determinants
+        **per pixel** of the direction asked for, nats, shape (layers,): all float64 for float64
+        parameters, else float32.
 
     Raises:
-        ValueError: If the lists do not fit each other, or ``permutation`` is not one (checked on the CPU alone).
+        ValueError: If the lists do not fit each other, or ``permutation`` is not one (checked on
+            the CPU alone).
 
     Numerics:
-        Inverses are solved in float64 on the CPU. Differentiable twice. Under autocast the op runs in float32.
-        ``torch.func`` transforms and forward-mode AD take :func:`flowops.reference.invertible_conv1x1_lu`.
+        Inverses are solved in float64 on the CPU. Differentiable twice. Under autocast the op runs
+        in float32. ``torch.func`` transforms and forward-mode AD take
+        :func:`flowops.reference.invertible_conv1x1_lu`.
 
     Cost:
-        O(C^3) a layer, whatever the batch; layers are shared between threads, and on a GPU take one launch.
+        O(C^3) a layer, whatever the batch; layers are shared between threads, and on a GPU take one
+        launch.
 
     Source:
         Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, eq. 10 and 11.
@@ -151,10 +161,10 @@ def invertible_conv1x1_full(
     actnorm_log_scale: Tensors = (),
     inverse: bool = False,
 ) -> Prepared:
-    r"""Weights, biases and log-determinants of 1x1 convolutions with free matrices, all layers in one call.
+    r"""Weight, bias and log-determinant of 1x1 convolutions with full matrices, in one call.
 
-    As :func:`invertible_conv1x1_lu`, with W given as it is: :math:`\log|\det W|` comes from an LU factorisation with
-    partial pivoting, and so does the inverse.
+    As :func:`invertible_conv1x1_lu`, with W given as it is: :math:`\log|\det W|` comes from an LU
+    factorisation with partial pivoting, and so does the inverse.
 
     Args:
         weight: One (C, C) matrix a layer. C may differ between layers.
@@ -169,11 +179,13 @@ def invertible_conv1x1_full(
         ValueError: If the lists do not fit each other.
 
     Numerics:
-        Factorised in float64 on the CPU. A singular W gives log-determinant -inf and, inverted, values that are
-        not finite; nothing is raised, for that would wait for the GPU. Differentiable twice.
+        Factorised in float64 on the CPU. A singular W gives log-determinant -inf and, inverted,
+        values that are not finite; nothing is raised, for that would wait for the GPU.
+        Differentiable twice.
 
     Cost:
-        O(C^3) a layer, whatever the batch. The backward pass factorises again instead of keeping factors.
+        O(C^3) a layer, whatever the batch. The backward pass factorises again instead of keeping
+        factors.
 
     Source:
         Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, eq. 9.
@@ -200,8 +212,10 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     channels = x.size(1)
     torch._check_value(
         weight.dim() == 2 and weight.size(0) == channels and weight.size(1) == channels,
-        lambda: f"{_NAME}: weight must have shape [{channels}, {channels}] (the channels of x), "
-        f"got {list(weight.shape)}",
+        lambda: (
+            f"{_NAME}: weight must have shape [{channels}, {channels}] (the channels of x), "
+            f"got {list(weight.shape)}"
+        ),
     )
     return empty_like_layout(x)
 

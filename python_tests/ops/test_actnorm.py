@@ -1,4 +1,4 @@
-"""actnorm and its statistics against their float64 reference, autograd's Jacobian, and PyTorch's own op checks."""
+"""actnorm and its statistics against their float64 reference, autograd and op checks."""
 
 from __future__ import annotations
 
