@@ -1,4 +1,4 @@
-# Defines flowops::torch from the torch Python package of Python3_EXECUTABLE (or of the python3 that is found).
+# Defines flowops::torch from the torch Python package of Python_EXECUTABLE (or of the python3 that is found).
 #
 # torch's own find_package(Torch) asks for a whole CUDA toolkit when torch has CUDA, even to build for the CPU.
 
@@ -6,7 +6,7 @@ if(TARGET flowops::torch)
   return()
 endif()
 
-find_package(Python3 REQUIRED COMPONENTS Interpreter)
+find_package(Python REQUIRED COMPONENTS Interpreter)
 
 set(_flowops_query "
 import os, torch
@@ -19,15 +19,15 @@ print(os.path.join(root, 'lib'))
 print(';'.join(cpp_extension.include_paths()))
 ")
 execute_process(
-  COMMAND "${Python3_EXECUTABLE}" -c "${_flowops_query}"
+  COMMAND "${Python_EXECUTABLE}" -c "${_flowops_query}"
   OUTPUT_VARIABLE _flowops_answer
   ERROR_VARIABLE _flowops_error
   RESULT_VARIABLE _flowops_result
   OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(_flowops_result)
   message(FATAL_ERROR
-    "flowops: ${Python3_EXECUTABLE} cannot import torch; install torch there (pip install torch), "
-    "or name another interpreter with -DPython3_EXECUTABLE=\n${_flowops_error}")
+    "flowops: ${Python_EXECUTABLE} cannot import torch; install torch there (pip install torch), "
+    "or name another interpreter with -DPython_EXECUTABLE=\n${_flowops_error}")
 endif()
 
 string(REPLACE ";" "|" _flowops_answer "${_flowops_answer}")

@@ -1,5 +1,5 @@
-// Part of libflowops for C++ users (CMakeLists.txt): when it is loaded, loads from its own folder the kernels that
-// fit this machine, as flowops/_library.py does for Python.
+// Part of libflowops for C++ users (CMakeLists.txt): when it is loaded, loads from its own folder the kernels
+// that fit this machine, as flowops/_library.py does for Python.
 #include <ATen/Version.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/util/Exception.h>

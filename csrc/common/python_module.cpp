@@ -1,4 +1,5 @@
-// Makes a backend library importable as an empty Python module; loading it registers its kernels with the dispatcher.
+// Makes a backend library importable as an empty Python module; loading it registers its kernels with the
+// dispatcher.
 #include <Python.h>
 
 #define FLOWOPS_INIT_(name) PyInit_##name

@@ -1,8 +1,7 @@
 // math/affine_coupling.h in double: scale maps, the inverse, and the gradient against central differences.
-#include "math/affine_coupling.h"
-
 #include <initializer_list>
 
+#include "math/affine_coupling.h"
 #include "tests/expect.h"
 
 namespace flowops {
@@ -40,7 +39,8 @@ void test_scale(const char* name, double (*wanted)(double raw, double amplitude)
     expect_close(log_scale<Scale>(raw, kAmplitude), std::log(scale), 1e-14, name);
     constexpr double h = 1e-5;
     const auto slope = [&](double dr, double da) {
-      return (log_scale<Scale>(raw + dr, kAmplitude + da) - log_scale<Scale>(raw - dr, kAmplitude - da)) / (2 * h);
+      return (log_scale<Scale>(raw + dr, kAmplitude + da) - log_scale<Scale>(raw - dr, kAmplitude - da)) /
+             (2 * h);
     };
     expect_close(terms.slope, slope(h, 0), 1e-8, name);
     expect_close(terms.amplitude_slope, slope(0, h), 1e-8, name);
@@ -79,7 +79,8 @@ template <typename Scale>
 void test_all(const char* name, double (*wanted)(double raw, double amplitude)) {
   test_scale<Scale>(name, wanted);
   for (const bool shift_then_scale : {false, true}) {
-    for (const bool inverse : {false, true}) test_inverse_and_gradient<Scale>(name, shift_then_scale, inverse);
+    for (const bool inverse : {false, true})
+      test_inverse_and_gradient<Scale>(name, shift_then_scale, inverse);
   }
 }
 

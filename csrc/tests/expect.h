@@ -8,7 +8,8 @@ namespace flowops::testing {
 
 inline int failures = 0;
 
-inline void expect(bool holds, const char* what, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+inline void expect(bool holds, const char* what, const char* file = __builtin_FILE(),
+                   int line = __builtin_LINE()) {
   if (holds) return;
   ++failures;
   std::fprintf(stderr, "%s:%d: failed: %s\n", file, line, what);

@@ -1,7 +1,6 @@
 // One affine coupling step in C++: data to noise, its log-likelihood and gradient, and back.
-#include <flowops/ops/affine_coupling.h>
-
 #include <ATen/ATen.h>
+#include <flowops/ops/affine_coupling.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -21,8 +20,9 @@ int main() {
 
   constexpr int64_t kExp = 1, kScaleThenShift = 0, kScaleShift = 0;
   const auto step = [&](const at::Tensor& input, bool inverse) {
-    return flowops::affine_coupling(input, conditioner(input.narrow(1, 0, kHalf)), /*amplitude=*/{}, /*mask=*/{},
-                                    /*logdet=*/{}, /*start=*/kHalf, kExp, kScaleThenShift, kScaleShift, inverse);
+    return flowops::affine_coupling(
+        input, conditioner(input.narrow(1, 0, kHalf)), /*amplitude=*/{}, /*mask=*/{},
+        /*logdet=*/{}, /*start=*/kHalf, kExp, kScaleThenShift, kScaleShift, inverse);
   };
 
   const auto [z, logdet] = step(x, /*inverse=*/false);
