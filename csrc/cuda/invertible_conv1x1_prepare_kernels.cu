@@ -109,15 +109,12 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
   int* pivots = reinterpret_cast<int*>(matrix + n * n);
   for (int i = threadIdx.x; i < n; i += kLayerThreads) scale[i] = layer.scale(i, inverse ? -1 : 1);
   const bool given = entry.log_abs_det != nullptr;
-  double log_abs_det = 0;
-  if (given) {
-    log_abs_det = *static_cast<const T*>(entry.log_abs_det);
-  } else {
+  if (!given) {
     for_each_entry(n, [&](int i, int j) { matrix[i * n + j] = layer.full[i * n + j]; });
-    __syncthreads();
-    log_abs_det = eliminate(matrix, n, pivots, inverse);
   }
   __syncthreads();
+  const double log_abs_det =
+      given ? double(*static_cast<const T*>(entry.log_abs_det)) : eliminate(matrix, n, pivots, inverse);
   T* weight = static_cast<T*>(entry.layer.weight);
   const T* inverted = static_cast<const T*>(entry.inverse);
   for_each_entry(n, [&](int i, int j) {

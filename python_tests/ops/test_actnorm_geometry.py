@@ -9,8 +9,8 @@ from flowops import ops, reference
 from flowops.testing import assert_close
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Positions of one and of several blocks a channel, more channels than a block has threads, rows that take
-# 16-byte vectors or do not, and nothing at all.
+# Positions of one and of several blocks a channel, more channels than a block has threads, rows
+# that take 16-byte vectors or do not, and nothing at all.
 SHAPES = (
     (3, 5),
     (300, 7),
