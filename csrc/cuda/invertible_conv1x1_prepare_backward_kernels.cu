@@ -89,8 +89,7 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
   for (int i = threadIdx.x; i < n; i += kLayerThreads) {
     diagonal[i] = lu_diagonal(layer.sign[i], layer.log_s[i]);
   }
-  __syncthreads();
-  actnorm_gradient(p, in, inverse);
+  actnorm_gradient(p, in, inverse);  // reads neither scale nor diagonal
   // Row permutation[i] of dL/dM is row i of dL/dW.
   const auto write = [&](int i, int j, T value) {
     const int row = layer.permuted(i);

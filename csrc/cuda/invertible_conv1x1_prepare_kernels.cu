@@ -3,8 +3,9 @@
 namespace flowops {
 namespace {
 
-// What the LU and the full parameterisation share: bias and log-det. `scale` is exp(+-log_scale) in
-// shared memory; `log_abs_det` is read in thread 0. The weight is complete when the block enters.
+// What the LU and the full parameterisation share: bias and log-det; `log_abs_det` is read in thread 0. A
+// lane reads the entries of the weight that it wrote itself: for_each_entry and for_each_row_sum deal them
+// out alike.
 template <typename T>
 __device__ void finish_layer(const PreparedLayer& p, bool inverse, double log_abs_det) {
   const LayerInputs<T> layer(p);
@@ -94,7 +95,6 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
   } else {
     lu_inverse(layer, scale, diagonal, weight, weight);
   }
-  __syncthreads();
   finish_layer<T>(p, inverse, 0);
 }
 
@@ -123,7 +123,6 @@ __global__ void __launch_bounds__(kLayerThreads, kLayersPerMultiprocessor)
         inverse ? scale[i] * (given ? double(inverted[at]) : matrix[at]) : scale[j] * double(layer.full[at]);
     weight[at] = static_cast<T>(value);
   });
-  __syncthreads();
   finish_layer<T>(entry.layer, inverse, log_abs_det);
 }
 

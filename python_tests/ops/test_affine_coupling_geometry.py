@@ -73,3 +73,13 @@ def test_product_of_many_factors_of_two_does_not_overflow(device):
     _, logdet = ops.affine_coupling(x, params, scale="sigmoid")
     expected = torch.full_like(logdet, 700 * math.log(0.5))
     torch.testing.assert_close(logdet, expected)
+
+
+def test_sample_beyond_32_bit_offsets_is_refused(request, device):
+    if request.config.getoption("--device") == "cpu":
+        pytest.skip("the CPU kernels take samples of any size")
+    x = torch.empty(2**30 + 1, dtype=torch.float16, device=device).as_strided((1, 2), (1, 2**30))
+    params = torch.zeros(1, 4, dtype=torch.float16, device=device)
+    message = "affine_coupling: a sample must span at most 2.30 elements of memory on CUDA"
+    with pytest.raises(ValueError, match=message):
+        ops.affine_coupling(x, params)
