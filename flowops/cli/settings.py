@@ -115,7 +115,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "flow_steps": 8,
         "hidden": 64,
         "preprocess": "logit",
-        "alpha": 0.05,
+        "alpha": 0.005,
         "steps": 8000,
         "lr": 2e-3,
         "ema": 0.999,

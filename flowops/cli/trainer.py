@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from flowops.cli.checkpoint import Checkpoint, load_weights, restore_rng_states, rng_states
 from flowops.cli.console import Progress
@@ -79,9 +79,7 @@ class Trainer:
         self.model = model
         self.average: AveragedModel | None = None
         if self.settings.ema > 0:
-            self.average = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema)
-            )
+            self.average = AveragedModel(model, multi_avg_fn=self._average)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=self.settings.lr,
@@ -178,6 +176,12 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss_value, norm_value
+
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
+        # A young average forgets faster, so that a short run is not judged by its first weights.
+        decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value, 1 - decay)
 
     def _batch(self) -> Tensor:
         values = torch.from_numpy(self.data.train[self.order.batch(self.step).numpy()])
