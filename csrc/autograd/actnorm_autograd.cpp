@@ -33,7 +33,8 @@ std::tuple<Tensor, Tensor, Tensor> composed_backward(const Tensor& grad_z, const
   const Tensor grad_bias = per_channel_sum(inverse ? -g : grad_x);
   const Tensor grad_log_scale =
       sign * (per_channel_sum(grad_x * shifted) + grad_logdet.sum() * pixel_count(x));
-  return {grad_x.to(x.scalar_type()), grad_bias.to(bias.scalar_type()), grad_log_scale.to(log_scale.scalar_type())};
+  return {grad_x.to(x.scalar_type()), grad_bias.to(bias.scalar_type()),
+          grad_log_scale.to(log_scale.scalar_type())};
 }
 
 class Actnorm : public torch::autograd::Function<Actnorm> {
@@ -53,7 +54,8 @@ class Actnorm : public torch::autograd::Function<Actnorm> {
     const bool inverse = ctx->saved_data["inverse"].toBool();
     const auto run = at::GradMode::is_enabled() ? &composed_backward : &actnorm_backward;
     auto [grad_x, grad_bias, grad_log_scale] = run(grads[0], grads[1], saved[0], saved[1], saved[2], inverse);
-    return {grad_x, grad_bias, grad_log_scale, ctx->saved_data["adds"].toBool() ? grads[1] : Tensor(), Tensor()};
+    return {grad_x, grad_bias, grad_log_scale, ctx->saved_data["adds"].toBool() ? grads[1] : Tensor(),
+            Tensor()};
   }
 };
 

@@ -34,12 +34,14 @@ class ListReader {
   size_t position_ = 0;
 };
 
-void append(variable_list& target, TensorList source) { target.insert(target.end(), source.begin(), source.end()); }
+void append(variable_list& target, TensorList source) {
+  target.insert(target.end(), source.begin(), source.end());
+}
 
 // The flat results of a forward pass as lists again.
 PreparedWeights unflatten(const variable_list& flat, size_t layers) {
-  return {TensorVector(flat.begin(), flat.begin() + layers), TensorVector(flat.begin() + layers, flat.end() - 1),
-          flat.back()};
+  return {TensorVector(flat.begin(), flat.begin() + layers),
+          TensorVector(flat.begin() + layers, flat.end() - 1), flat.back()};
 }
 
 variable_list flatten(const PreparedWeights& prepared) {
@@ -60,8 +62,8 @@ struct FoldGradients {
   Tensor weight, logdet, actnorm_bias, actnorm_log_scale;
 };
 
-// dL/dW without the log-det's part, dL/d(log|det W|), and the actnorm's gradients, as math/invertible_conv1x1.h
-// derives them, in differentiable ops.
+// dL/dW without the log-det's part, dL/d(log|det W|), and the actnorm's gradients, as
+// math/invertible_conv1x1.h derives them, in differentiable ops.
 FoldGradients composed_fold_backward(const FoldInputs& in) {
   const Tensor& r = in.result;
   const bool folded = in.log_scale.defined();
@@ -93,7 +95,8 @@ struct SavedLayers {
     return composed_fold_backward(in);
   }
 
-  void append_actnorm(const FoldGradients& grads, size_t i, TensorVector& bias, TensorVector& log_scale) const {
+  void append_actnorm(const FoldGradients& grads, size_t i, TensorVector& bias,
+                      TensorVector& log_scale) const {
     if (actnorm_bias.empty()) return;
     bias.push_back(grads.actnorm_bias.to(actnorm_bias[i].scalar_type()));
     log_scale.push_back(grads.actnorm_log_scale.to(actnorm_log_scale[i].scalar_type()));
@@ -104,8 +107,9 @@ SavedLayers saved_layers(const variable_list& grads, TensorList result, TensorLi
                          TensorList actnorm_log_scale, bool inverse) {
   ListReader reader(grads);
   const TensorList grad_weight = reader.take(result.size());
-  return {grad_weight, reader.take(actnorm_bias.size()), result, actnorm_bias, actnorm_log_scale,
-          grads.back(), inverse};
+  return {
+      grad_weight, reader.take(actnorm_bias.size()), result, actnorm_bias, actnorm_log_scale, grads.back(),
+      inverse};
 }
 
 class InvertibleConv1x1Lu : public torch::autograd::Function<InvertibleConv1x1Lu> {
@@ -114,8 +118,8 @@ class InvertibleConv1x1Lu : public torch::autograd::Function<InvertibleConv1x1Lu
                                TensorList sign, TensorList permutation, TensorList actnorm_bias,
                                TensorList actnorm_log_scale, bool inverse) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto flat = flatten(
-        invertible_conv1x1_lu(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale, inverse));
+    const auto flat = flatten(invertible_conv1x1_lu(lower, upper, log_s, sign, permutation, actnorm_bias,
+                                                    actnorm_log_scale, inverse));
     variable_list saved(flat.begin(), flat.begin() + lower.size());
     for (const TensorList& list : {lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale}) {
       append(saved, list);
@@ -133,8 +137,9 @@ class InvertibleConv1x1Lu : public torch::autograd::Function<InvertibleConv1x1Lu
     const bool inverse = ctx->saved_data["inverse"].toBool();
     ListReader reader(saved);
     const TensorList result = reader.take(layers), lower = reader.take(layers), upper = reader.take(layers),
-                     log_s = reader.take(layers), sign = reader.take(layers), permutation = reader.take(layers),
-                     bias = reader.take(actnorms), log_scale = reader.take(actnorms);
+                     log_s = reader.take(layers), sign = reader.take(layers),
+                     permutation = reader.take(layers), bias = reader.take(actnorms),
+                     log_scale = reader.take(actnorms);
     const SavedLayers s = saved_layers(grads, result, bias, log_scale, inverse);
     TensorVector grad_lower, grad_upper, grad_log_s, grad_bias, grad_log_scale;
     if (at::GradMode::is_enabled()) {
@@ -146,8 +151,8 @@ class InvertibleConv1x1Lu : public torch::autograd::Function<InvertibleConv1x1Lu
       }
     } else {
       std::tie(grad_lower, grad_upper, grad_log_s, grad_bias, grad_log_scale) =
-          invertible_conv1x1_lu_backward(s.grad_weight, s.grad_bias, s.grad_logdet, result, lower, upper, log_s,
-                                         sign, permutation, bias, log_scale, inverse);
+          invertible_conv1x1_lu_backward(s.grad_weight, s.grad_bias, s.grad_logdet, result, lower, upper,
+                                         log_s, sign, permutation, bias, log_scale, inverse);
     }
     variable_list flat = grad_lower;
     append(flat, grad_upper);
@@ -228,7 +233,8 @@ PreparedWeights lu_autograd(TensorList lower, TensorList upper, TensorList log_s
 
 PreparedWeights full_autograd(TensorList weight, TensorList actnorm_bias, TensorList actnorm_log_scale,
                               bool inverse) {
-  return unflatten(InvertibleConv1x1Full::apply(weight, actnorm_bias, actnorm_log_scale, inverse), weight.size());
+  return unflatten(InvertibleConv1x1Full::apply(weight, actnorm_bias, actnorm_log_scale, inverse),
+                   weight.size());
 }
 
 }  // namespace

@@ -40,7 +40,8 @@ struct Factors {
   void visit(const Rows& rows, const Tile& t, const Body& body) const {
     if (rows.mixed()) {
       const T *b = row_bias.data() + t.inner, *f = row_factor.data() + t.inner;
-      body([=](int64_t i, auto load) { return load(b + i); }, [=](int64_t i, auto load) { return load(f + i); });
+      body([=](int64_t i, auto load) { return load(b + i); },
+           [=](int64_t i, auto load) { return load(f + i); });
     } else {
       const Vec<T> b(bias[t.outer]), f(factor[t.outer]);
       body([=](int64_t, auto) { return b; }, [=](int64_t, auto) { return f; });
@@ -114,8 +115,8 @@ void backward_row(const ActnormBackwardParams& p, const Rows& rows, const Factor
     const T* x = load_tile<scalar_t>(p.x, t, x_buffer);
     T* grad_x = output_tile<scalar_t>(p.grad_x, t, out);
     factors.visit(rows, t, [&](auto bias_of, auto factor_of) {
-      backward_tile(g, x, grad_x, t.columns, p.inverse, bias_of, factor_of, row_sum ? row_sum + t.inner : nullptr,
-                    row_moment ? row_moment + t.inner : nullptr, sums);
+      backward_tile(g, x, grad_x, t.columns, p.inverse, bias_of, factor_of,
+                    row_sum ? row_sum + t.inner : nullptr, row_moment ? row_moment + t.inner : nullptr, sums);
     });
     store_tile<scalar_t>(p.grad_x, t, grad_x);
   });
@@ -199,7 +200,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> actnorm_backward_cpu(
   check_actnorm_backward_inputs(grad_z, grad_logdet, x, bias, log_scale);
   const auto call = prepare_actnorm_backward(grad_z, grad_logdet, x, bias, log_scale, inverse);
   FLOWOPS_DISPATCH(x.scalar_type(), kActnorm, [&] { run_backward<scalar_t, opmath_t>(call.p); });
-  return {call.grad_x, call.grad_bias.to(bias.scalar_type()), call.grad_log_scale.to(log_scale.scalar_type())};
+  return {call.grad_x, call.grad_bias.to(bias.scalar_type()),
+          call.grad_log_scale.to(log_scale.scalar_type())};
 }
 
 }  // namespace

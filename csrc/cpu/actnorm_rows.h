@@ -32,7 +32,8 @@ class Rows {
     per_batch_ = p.channels;
     if (count_ == 0) return;
     if (!p.inner_channels) {
-      const bool packed = all(operands, [&](const Operand& a) { return a.inner == 1 && a.outer == p.pixels; });
+      const bool packed =
+          all(operands, [&](const Operand& a) { return a.inner == 1 && a.outer == p.pixels; });
       if (p.pixels >= kLongRow || !packed) return;
       mix(p.batch, 1, p.channels * p.pixels, [&](int64_t i) { return i / p.pixels; });
       return;

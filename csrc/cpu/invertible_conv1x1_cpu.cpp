@@ -14,20 +14,24 @@ namespace {
 
 // Multiply-adds below which a second thread costs more than it brings.
 constexpr int64_t kGrainWork = 32768;
-// Pixels gathered into one block, and the row length of its buffer: no power of two, which would put all channels
-// of a pixel into a few sets of the cache.
+// Pixels gathered into one block, and the row length of its buffer: no power of two, which would put all
+// channels of a pixel into a few sets of the cache.
 constexpr int64_t kGathered = 256, kGatheredRow = kGathered + 16;
 // Vectors whose products are summed in registers before they join the sum of a split.
 constexpr int64_t kVectorsPerBlock = 64;
-// Partial sums of the weight's gradient: a fixed number, so that results do not depend on the number of threads.
+// Partial sums of the weight's gradient: a fixed number, so that results do not depend on the number of
+// threads.
 constexpr int64_t kMaxSplits = 16;
 
-// The pixels of a batch, cut into blocks: whole vectors of contiguous pixels, used where they lie, then the rest
-// (all of it for 16-bit types and for channels_last), gathered block by block.
+// The pixels of a batch, cut into blocks: whole vectors of contiguous pixels, used where they lie, then the
+// rest (all of it for 16-bit types and for channels_last), gathered block by block.
 class PixelBlocks {
  public:
   PixelBlocks(int64_t batch, int64_t pixels, bool contiguous, int64_t lanes)
-      : batch_(batch), lanes_(lanes), whole_(contiguous ? pixels / lanes : 0), rest_(pixels - whole_ * lanes) {
+      : batch_(batch),
+        lanes_(lanes),
+        whole_(contiguous ? pixels / lanes : 0),
+        rest_(pixels - whole_ * lanes) {
     vectors_ = batch * whole_;
     per_block_ = std::min(kVectorsPerBlock, std::max<int64_t>(4, vectors_ / kMaxSplits));
     direct_ = (vectors_ + per_block_ - 1) / per_block_;
@@ -49,7 +53,8 @@ class PixelBlocks {
     return end - first;
   }
 
-  // Runs of pixels of one sample in a gathered block; calls body(column in block, sample, first pixel, length).
+  // Runs of pixels of one sample in a gathered block; calls body(column in block, sample, first pixel,
+  // length).
   template <typename Body>
   int64_t for_each_run(int64_t block, const Body& body) const {
     const int64_t first = (block - direct_) * kGathered, end = std::min(batch_ * rest_, first + kGathered);
@@ -104,11 +109,12 @@ class BlockView {
   void load(int64_t block) {
     point_at(block);
     if (blocks_.is_direct(block)) return;
-    const int64_t columns = blocks_.for_each_run(block, [&](int64_t column, int64_t sample, int64_t pixel, int64_t length) {
-      copy(sample, pixel, length, [&](int64_t channel, int64_t i, scalar_t& value) {
-        buffer_[channel * kGatheredRow + column + i] = static_cast<T>(value);
-      });
-    });
+    const int64_t columns =
+        blocks_.for_each_run(block, [&](int64_t column, int64_t sample, int64_t pixel, int64_t length) {
+          copy(sample, pixel, length, [&](int64_t channel, int64_t i, scalar_t& value) {
+            buffer_[channel * kGatheredRow + column + i] = static_cast<T>(value);
+          });
+        });
     for (int64_t channel = 0; channel < channels_; ++channel) {
       T* row = buffer_.data() + channel * kGatheredRow;
       std::fill(row + columns, row + count_ * Vec<T>::kLanes, T(0));
@@ -132,7 +138,8 @@ class BlockView {
     scalar_t* start = at_pixel<scalar_t>(operand_, sample, pixel);
     if (operand_.outer == 1) {
       for (int64_t i = 0; i < length; ++i) {
-        for (int64_t channel = 0; channel < channels_; ++channel) body(channel, i, start[i * operand_.inner + channel]);
+        for (int64_t channel = 0; channel < channels_; ++channel)
+          body(channel, i, start[i * operand_.inner + channel]);
       }
       return;
     }
@@ -158,9 +165,8 @@ template <typename scalar_t, typename T>
 void multiply(int64_t channels, LeftFactor<T> a, const BlockView<scalar_t, T>& source,
               const BlockView<scalar_t, T>& target, const T* bias) {
   in_blocks<kGemmVectors>(source.count(), [&](int64_t v, auto count) {
-    gemm_rows<GemmStart::kBias, false, decltype(count)::value>(channels, channels, a, source.vectors() + v,
-                                                               source.row(), target.vectors() + v, target.row(),
-                                                               bias);
+    gemm_rows<GemmStart::kBias, false, decltype(count)::value>(
+        channels, channels, a, source.vectors() + v, source.row(), target.vectors() + v, target.row(), bias);
   });
 }
 

@@ -24,7 +24,8 @@ template <typename Channels, typename Body>
 void for_each_layer(int64_t layers, const Channels& channels, const Body& body) {
   std::vector<int64_t> order(layers);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return channels(a) > channels(b); });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return channels(a) > channels(b); });
   double work = 0;
   for (int64_t i = 0; i < layers; ++i) work += std::pow(double(channels(i)), 3);
   const int64_t threads = work < kParallelWork ? 1 : std::min<int64_t>(layers, at::get_num_threads());
@@ -45,9 +46,17 @@ struct Layer {
   std::vector<T> diagonal;  // sign exp(log_s), LU layers only
 
   explicit Layer(const PreparedLayer& p)
-      : n(p.channels), lower(cast(p.lower)), upper(cast(p.upper)), log_s(cast(p.log_s)), sign(cast(p.sign)),
-        full(cast(p.full)), bias(cast(p.actnorm_bias)), log_scale(cast(p.actnorm_log_scale)),
-        result(cast(p.weight)), permutation(p.permutation), scale(p.channels, T(1)) {
+      : n(p.channels),
+        lower(cast(p.lower)),
+        upper(cast(p.upper)),
+        log_s(cast(p.log_s)),
+        sign(cast(p.sign)),
+        full(cast(p.full)),
+        bias(cast(p.actnorm_bias)),
+        log_scale(cast(p.actnorm_log_scale)),
+        result(cast(p.weight)),
+        permutation(p.permutation),
+        scale(p.channels, T(1)) {
     for (int64_t i = 0; log_scale && i < n; ++i) scale[i] = exp(log_scale[i]);
     for (int64_t i = 0; log_s && i < n; ++i) diagonal.push_back(lu_diagonal(sign[i], log_s[i]));
   }
@@ -59,9 +68,7 @@ struct Layer {
     return lu_upper_factor(upper, n, i, j, diagonal[i], column_scale);
   }
 
-  double log_scale_sum() const {
-    return log_scale ? std::accumulate(log_scale, log_scale + n, 0.0) : 0.0;
-  }
+  double log_scale_sum() const { return log_scale ? std::accumulate(log_scale, log_scale + n, 0.0) : 0.0; }
 
   PaddedMatrix<T> matrix(const void* data) const {
     return PaddedMatrix<T>(n, [&](int64_t i, int64_t j) { return cast(data)[i * n + j]; });
@@ -87,7 +94,8 @@ PaddedMatrix<T> multiply_lower_transposed(const PaddedMatrix<T>& lower, const Pa
   PaddedMatrix<T> out(n);
   for (int64_t i = 0; i < n; i += kBlockRows) {
     const int64_t rows = std::min(n - i, kBlockRows);
-    gemm<GemmStart::kTarget>(rows, a.row(), n - i, lower.transposed_left(i, i), a[i], a.row(), out[i], a.row());
+    gemm<GemmStart::kTarget>(rows, a.row(), n - i, lower.transposed_left(i, i), a[i], a.row(), out[i],
+                             a.row());
   }
   return out;
 }
@@ -177,15 +185,16 @@ void forward_layer(const PreparedLayer& p, bool inverse) {
   *static_cast<T*>(p.logdet) = static_cast<T>(inverse ? -logdet : logdet);
 }
 
-// dL/dW without the log-det's part, and the actnorm's gradients; math/invertible_conv1x1.h has the derivation.
-// `matrix` is dL/dR diag(1) with the columns of R still scaled (forward), or dL/dW (inverse).
+// dL/dW without the log-det's part, and the actnorm's gradients; math/invertible_conv1x1.h has the
+// derivation. `matrix` is dL/dR diag(1) with the columns of R still scaled (forward), or dL/dW (inverse).
 template <typename T>
 PaddedMatrix<T> fold_backward(const PreparedLayerBackward& p, const Layer<T>& layer, bool inverse) {
   const int64_t n = layer.n;
   auto grad = layer.matrix(p.grad_weight);
   const T *r = layer.result, *h = Layer<T>::cast(p.grad_bias);
   const T logdet = *Layer<T>::cast(p.grad_logdet);
-  T *grad_bias = static_cast<T*>(p.grad_actnorm_bias), *grad_log_scale = static_cast<T*>(p.grad_actnorm_log_scale);
+  T *grad_bias = static_cast<T*>(p.grad_actnorm_bias),
+    *grad_log_scale = static_cast<T*>(p.grad_actnorm_log_scale);
   if (inverse) {
     for (int64_t i = 0; h && i < n; ++i) {
       grad_bias[i] = -h[i];
@@ -193,8 +202,7 @@ PaddedMatrix<T> fold_backward(const PreparedLayerBackward& p, const Layer<T>& la
     }
     auto product = multiply(LeftFactor<T>{r, 1, n}, grad);  // R^T G
     for (int64_t i = 0; layer.full && i < n; ++i) product(i, i) += logdet;
-    const PaddedMatrix<T> transposed(
-        n, [&](int64_t i, int64_t j) { return -r[j * n + i] * layer.scale[j]; });
+    const PaddedMatrix<T> transposed(n, [&](int64_t i, int64_t j) { return -r[j * n + i] * layer.scale[j]; });
     return multiply(product.left(), transposed);
   }
   if (!h) return grad;
@@ -274,15 +282,16 @@ void check_permutations(const std::vector<PreparedLayer>& layers) {
 
 PreparedWeights run_forward(const PrepareCall& call, bool inverse) {
   AT_DISPATCH_FLOATING_TYPES(call.logdet.scalar_type(), "invertible_conv1x1", [&] {
-    for_each_layer(call.layers.size(), [&](int64_t i) { return call.layers[i].channels; },
-                   [&](int64_t i) { forward_layer<scalar_t>(call.layers[i], inverse); });
+    for_each_layer(
+        call.layers.size(), [&](int64_t i) { return call.layers[i].channels; },
+        [&](int64_t i) { forward_layer<scalar_t>(call.layers[i], inverse); });
   });
   return call.result();
 }
 
 PreparedWeights lu_cpu(at::TensorList lower, at::TensorList upper, at::TensorList log_s, at::TensorList sign,
-                       at::TensorList permutation, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale,
-                       bool inverse) {
+                       at::TensorList permutation, at::TensorList actnorm_bias,
+                       at::TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   const auto call = prepare_layers(lower, actnorm_bias, actnorm_log_scale, [&](LayerStore& store, size_t i) {
     return lu_layer(store, lower, upper, log_s, sign, permutation, i);
@@ -300,18 +309,22 @@ PreparedWeights full_cpu(at::TensorList weight, at::TensorList actnorm_bias, at:
 }
 
 std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector> lu_backward_cpu(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet, at::TensorList result,
-    at::TensorList lower, at::TensorList upper, at::TensorList log_s, at::TensorList sign,
-    at::TensorList permutation, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale, bool inverse) {
+    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet,
+    at::TensorList result, at::TensorList lower, at::TensorList upper, at::TensorList log_s,
+    at::TensorList sign, at::TensorList permutation, at::TensorList actnorm_bias,
+    at::TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
-  check_prepared_gradients(kInvertibleConv1x1Lu, grad_weight, grad_bias, grad_logdet, result, lower, actnorm_bias);
-  const auto call = prepare_layers_backward(grad_weight, grad_bias, grad_logdet, result, log_s, actnorm_bias,
-                                            actnorm_log_scale, [&](LayerStore& store, size_t i) {
-                                              return lu_layer(store, lower, upper, log_s, sign, permutation, i);
-                                            });
+  check_prepared_gradients(kInvertibleConv1x1Lu, grad_weight, grad_bias, grad_logdet, result, lower,
+                           actnorm_bias);
+  const auto call =
+      prepare_layers_backward(grad_weight, grad_bias, grad_logdet, result, log_s, actnorm_bias,
+                              actnorm_log_scale, [&](LayerStore& store, size_t i) {
+                                return lu_layer(store, lower, upper, log_s, sign, permutation, i);
+                              });
   AT_DISPATCH_FLOATING_TYPES(grad_logdet.scalar_type(), "invertible_conv1x1", [&] {
-    for_each_layer(call.layers.size(), [&](int64_t i) { return call.layers[i].forward.channels; },
-                   [&](int64_t i) { lu_backward_layer<scalar_t>(call.layers[i], inverse); });
+    for_each_layer(
+        call.layers.size(), [&](int64_t i) { return call.layers[i].forward.channels; },
+        [&](int64_t i) { lu_backward_layer<scalar_t>(call.layers[i], inverse); });
   });
   const auto type = lower[0].scalar_type();
   return {cast_all(call.lower, type), cast_all(call.upper, type), cast_all(call.log_s, type),
@@ -319,20 +332,23 @@ std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
 }
 
 std::tuple<TensorVector, TensorVector, TensorVector> full_backward_cpu(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet, at::TensorList result,
-    at::TensorList weight, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale, bool inverse) {
+    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet,
+    at::TensorList result, at::TensorList weight, at::TensorList actnorm_bias,
+    at::TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_full_inputs(weight, actnorm_bias, actnorm_log_scale);
   check_prepared_gradients(kInvertibleConv1x1Full, grad_weight, grad_bias, grad_logdet, result, weight,
                            actnorm_bias);
-  const auto call =
-      prepare_layers_backward(grad_weight, grad_bias, grad_logdet, result, {}, actnorm_bias, actnorm_log_scale,
-                              [&](LayerStore& store, size_t i) { return full_layer(store, weight, i); });
+  const auto call = prepare_layers_backward(
+      grad_weight, grad_bias, grad_logdet, result, {}, actnorm_bias, actnorm_log_scale,
+      [&](LayerStore& store, size_t i) { return full_layer(store, weight, i); });
   AT_DISPATCH_FLOATING_TYPES(grad_logdet.scalar_type(), "invertible_conv1x1", [&] {
-    for_each_layer(call.layers.size(), [&](int64_t i) { return call.layers[i].forward.channels; },
-                   [&](int64_t i) { full_backward_layer<scalar_t>(call.layers[i], inverse); });
+    for_each_layer(
+        call.layers.size(), [&](int64_t i) { return call.layers[i].forward.channels; },
+        [&](int64_t i) { full_backward_layer<scalar_t>(call.layers[i], inverse); });
   });
   const auto type = weight[0].scalar_type();
-  return {cast_all(call.full, type), cast_all(call.actnorm_bias, type), cast_all(call.actnorm_log_scale, type)};
+  return {cast_all(call.full, type), cast_all(call.actnorm_bias, type),
+          cast_all(call.actnorm_log_scale, type)};
 }
 
 }  // namespace

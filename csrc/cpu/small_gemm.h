@@ -9,7 +9,8 @@
 
 namespace flowops {
 
-// Rows and vectors of one block of accumulators; with the operands they fill the registers of each instruction set.
+// Rows and vectors of one block of accumulators; with the operands they fill the registers of each
+// instruction set.
 inline constexpr int kGemmRows = kVectorBytes >= 32 ? 6 : 4;
 inline constexpr int kGemmVectors = kVectorBytes == 64 ? 4 : 2;
 inline constexpr int kDotRows = 4;
@@ -24,8 +25,8 @@ struct LeftFactor {
   int64_t row, column;
 };
 
-// c[v] = start + a b[v], or start - a b[v], for kRows rows and kVectors vectors of columns. Each vector has its own address, so
-// that a block may take its columns from several samples. `bias` has one value a row.
+// c[v] = start + a b[v], or start - a b[v], for kRows rows and kVectors vectors of columns. Each vector has
+// its own address, so that a block may take its columns from several samples. `bias` has one value a row.
 template <GemmStart kStart, bool kSubtract, int kRows, int kVectors, typename T>
 inline void gemm_block(int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row, T* const* c,
                        int64_t c_row, const T* bias) {
@@ -56,7 +57,8 @@ inline void gemm_block(int64_t depth, LeftFactor<T> a, const T* const* b, int64_
   }
 }
 
-// Calls body(start, size) for blocks that cover [0, count); the sizes are compile-time constants, kMax mostly.
+// Calls body(start, size) for blocks that cover [0, count); the sizes are compile-time constants, kMax
+// mostly.
 template <int kMax, typename Body>
 inline void in_blocks(int64_t count, const Body& body) {
   int64_t i = 0;
@@ -68,8 +70,8 @@ inline void in_blocks(int64_t count, const Body& body) {
 
 // gemm_block for any number of rows.
 template <GemmStart kStart, bool kSubtract, int kVectors, typename T>
-inline void gemm_rows(int64_t rows, int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row, T* const* c,
-                      int64_t c_row, const T* bias) {
+inline void gemm_rows(int64_t rows, int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row,
+                      T* const* c, int64_t c_row, const T* bias) {
   in_blocks<kGemmRows>(rows, [&](int64_t i, auto count) {
     T* target[kVectors];
     for (int v = 0; v < kVectors; ++v) target[v] = c[v] + i * c_row;
@@ -80,8 +82,8 @@ inline void gemm_rows(int64_t rows, int64_t depth, LeftFactor<T> a, const T* con
 
 // c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes.
 template <GemmStart kStart, bool kSubtract = false, typename T>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row, T* c,
-                 int64_t c_row, const T* bias = nullptr) {
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row,
+                 T* c, int64_t c_row, const T* bias = nullptr) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   in_blocks<kGemmVectors>(columns / kLanes, [&](int64_t j, auto count) {
     constexpr int kCount = decltype(count)::value;
@@ -92,8 +94,8 @@ inline void gemm(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, 
   });
 }
 
-// out (kRows, kColumns) += sum over vectors v and their lanes of a[v] (row i) b[v] (row j). Rows are counted from
-// a_start and b_start, in elements.
+// out (kRows, kColumns) += sum over vectors v and their lanes of a[v] (row i) b[v] (row j). Rows are counted
+// from a_start and b_start, in elements.
 template <int kRows, int kColumns, typename T>
 inline void dot_block(int64_t vectors, const T* const* a, int64_t a_start, int64_t a_row, const T* const* b,
                       int64_t b_start, int64_t b_row, T* out, int64_t out_row) {
@@ -121,8 +123,8 @@ inline void dot_block(int64_t vectors, const T* const* a, int64_t a_start, int64
 
 // out (rows, columns) += a b^T over the lanes of all vectors; row i of vector v starts at a[v] + i * a_row.
 template <typename T>
-inline void dot(int64_t rows, int64_t columns, int64_t vectors, const T* const* a, int64_t a_row, const T* const* b,
-                int64_t b_row, T* out, int64_t out_row) {
+inline void dot(int64_t rows, int64_t columns, int64_t vectors, const T* const* a, int64_t a_row,
+                const T* const* b, int64_t b_row, T* out, int64_t out_row) {
   in_blocks<kDotRows>(rows, [&](int64_t i, auto row_count) {
     in_blocks<kDotColumns>(columns, [&](int64_t j, auto column_count) {
       dot_block<decltype(row_count)::value, decltype(column_count)::value>(

@@ -89,8 +89,8 @@ T lu_factor(PaddedMatrix<T>& a, std::vector<int64_t>& pivot) {
     for (int64_t i = start + 1; i < end; ++i) {
       for (int64_t k = start; k < i; ++k) subtract_row(a(i, k), a[k], a[i], end, a.row());
     }
-    gemm<GemmStart::kTarget, true>(n - end, a.row() - end, end - start, a.left(end, start), a[start] + end, a.row(),
-                                   a[end] + end, a.row());
+    gemm<GemmStart::kTarget, true>(n - end, a.row() - end, end - start, a.left(end, start), a[start] + end,
+                                   a.row(), a[end] + end, a.row());
   }
   T logdet = 0;
   for (int64_t i = 0; i < n; ++i) logdet += std::log(std::abs(a(i, i)));
@@ -104,7 +104,8 @@ PaddedMatrix<T> lu_inverse(const PaddedMatrix<T>& lu) {
   PaddedMatrix<T> x(n);
   for (int64_t start = 0; start < n; start += kPanel) {  // L x = I; x is lower triangular
     const int64_t end = std::min(n, start + kPanel), columns = padded_columns(end);
-    gemm<GemmStart::kTarget, true>(end - start, columns, start, lu.left(start), x[0], x.row(), x[start], x.row());
+    gemm<GemmStart::kTarget, true>(end - start, columns, start, lu.left(start), x[0], x.row(), x[start],
+                                   x.row());
     for (int64_t i = start; i < end; ++i) {
       x(i, i) = T(1);
       for (int64_t k = start; k < i; ++k) subtract_row(lu(i, k), x[k], x[i], 0, columns);
@@ -113,8 +114,8 @@ PaddedMatrix<T> lu_inverse(const PaddedMatrix<T>& lu) {
   for (int64_t start = (n - 1) / kPanel * kPanel; start >= 0; start -= kPanel) {  // U x = L^-1
     const int64_t end = std::min(n, start + kPanel);
     if (end < n) {
-      gemm<GemmStart::kTarget, true>(end - start, x.row(), n - end, lu.left(start, end), x[end], x.row(), x[start],
-                                     x.row());
+      gemm<GemmStart::kTarget, true>(end - start, x.row(), n - end, lu.left(start, end), x[end], x.row(),
+                                     x[start], x.row());
     }
     for (int64_t i = end - 1; i >= start; --i) {
       for (int64_t k = i + 1; k < end; ++k) subtract_row(lu(i, k), x[k], x[i], 0, x.row());

@@ -2,8 +2,9 @@
 //
 // Product: z = W x + b per pixel. dL/dx = W^T g, dL/dW = sum over pixels g x^T, dL/db = sum over pixels g.
 //
-// LU of the 1x1 convolution (Glow): W = P L (U + diag(d)), d = sign exp(log_s), L unit lower, U strictly upper, P
-// fixed, given as an index: (P A)[i] = A[permutation[i]]. log|det W| = sum(log_s) per pixel, since |det P| = det L = 1.
+// LU of the 1x1 convolution (Glow): W = P L (U + diag(d)), d = sign exp(log_s), L unit lower, U strictly
+// upper, P fixed, given as an index: (P A)[i] = A[permutation[i]]. log|det W| = sum(log_s) per pixel, since
+// |det P| = det L = 1.
 //
 // Folded actnorm y = (x + b) e^s before it: W y = (W diag(e^s)) x + W diag(e^s) b, log-det sum(s) more. With
 // V = (U + diag(d)) diag(e^s) the folded weight is R = P L V and the bias R b.
@@ -34,8 +35,8 @@ FLOWOPS_HOST_DEVICE T lu_diagonal(T sign, T log_s) {
 
 // Element (row, column) of V = (U + diag(d)) diag(column_scale), from the stored square matrix.
 template <typename T>
-FLOWOPS_HOST_DEVICE T lu_upper_factor(const T* upper, int64_t channels, int64_t row, int64_t column, T diagonal,
-                                      T column_scale) {
+FLOWOPS_HOST_DEVICE T lu_upper_factor(const T* upper, int64_t channels, int64_t row, int64_t column,
+                                      T diagonal, T column_scale) {
   if (column < row) return T(0);
   return (column == row ? diagonal : upper[row * channels + column]) * column_scale;
 }

@@ -1,8 +1,8 @@
 // actnorm: contract, checks and operands, shared by the backends.
 //
 // z = (x + bias) exp(log_scale) per channel of x (B, C, *S), logdet (B,) = logdet_in + pixels sum(log_scale);
-// inverse: x = z exp(-log_scale) - bias, with minus the log-det. bias and log_scale (C,) have the type of x or
-// the accumulation type; logdet is nats in the accumulation type.
+// inverse: x = z exp(-log_scale) - bias, with minus the log-det. bias and log_scale (C,) have the type of x
+// or the accumulation type; logdet is nats in the accumulation type.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -60,9 +60,7 @@ inline void check_actnorm_backward_inputs(const at::Tensor& grad_z, const at::Te
                 grad_z.sizes());
 }
 
-inline void check_actnorm_statistics_inputs(const at::Tensor& x) {
-  check_data("actnorm_statistics", "x", x);
-}
+inline void check_actnorm_statistics_inputs(const at::Tensor& x) { check_data("actnorm_statistics", "x", x); }
 
 // Tensors that must live until the kernel has run, beside the params that point into them.
 struct ActnormCall {

@@ -23,8 +23,9 @@ at::Tensor invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight,
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> invertible_conv1x1_backward(const at::Tensor& grad_z,
                                                                            const at::Tensor& x,
-                                                                           const at::Tensor& weight, bool wants_x,
-                                                                           bool wants_weight, bool wants_bias) {
+                                                                           const at::Tensor& weight,
+                                                                           bool wants_x, bool wants_weight,
+                                                                           bool wants_bias) {
   static const auto op = find<decltype(invertible_conv1x1_backward)>("flowops::invertible_conv1x1_backward");
   return op.call(grad_z, x, weight, wants_x, wants_weight, wants_bias);
 }
@@ -43,10 +44,12 @@ PreparedWeights invertible_conv1x1_full(at::TensorList weight, at::TensorList ac
   return op.call(weight, actnorm_bias, actnorm_log_scale, inverse);
 }
 
-std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector> invertible_conv1x1_lu_backward(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet, at::TensorList result,
-    at::TensorList lower, at::TensorList upper, at::TensorList log_s, at::TensorList sign,
-    at::TensorList permutation, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale, bool inverse) {
+std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
+invertible_conv1x1_lu_backward(at::TensorList grad_weight, at::TensorList grad_bias,
+                               const at::Tensor& grad_logdet, at::TensorList result, at::TensorList lower,
+                               at::TensorList upper, at::TensorList log_s, at::TensorList sign,
+                               at::TensorList permutation, at::TensorList actnorm_bias,
+                               at::TensorList actnorm_log_scale, bool inverse) {
   static const auto op =
       find<decltype(invertible_conv1x1_lu_backward)>("flowops::invertible_conv1x1_lu_backward");
   return op.call(grad_weight, grad_bias, grad_logdet, result, lower, upper, log_s, sign, permutation,
@@ -54,11 +57,13 @@ std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
 }
 
 std::tuple<TensorVector, TensorVector, TensorVector> invertible_conv1x1_full_backward(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet, at::TensorList result,
-    at::TensorList weight, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale, bool inverse) {
+    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet,
+    at::TensorList result, at::TensorList weight, at::TensorList actnorm_bias,
+    at::TensorList actnorm_log_scale, bool inverse) {
   static const auto op =
       find<decltype(invertible_conv1x1_full_backward)>("flowops::invertible_conv1x1_full_backward");
-  return op.call(grad_weight, grad_bias, grad_logdet, result, weight, actnorm_bias, actnorm_log_scale, inverse);
+  return op.call(grad_weight, grad_bias, grad_logdet, result, weight, actnorm_bias, actnorm_log_scale,
+                 inverse);
 }
 
 TORCH_LIBRARY_FRAGMENT(flowops, m) {

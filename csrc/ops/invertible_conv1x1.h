@@ -20,9 +20,11 @@ at::Tensor invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight,
                               const std::optional<at::Tensor>& bias);
 
 // Gradients that are not wanted come back with no elements. grad_bias has the type of weight.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> invertible_conv1x1_backward(
-    const at::Tensor& grad_z, const at::Tensor& x, const at::Tensor& weight, bool wants_x, bool wants_weight,
-    bool wants_bias);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> invertible_conv1x1_backward(const at::Tensor& grad_z,
+                                                                           const at::Tensor& x,
+                                                                           const at::Tensor& weight,
+                                                                           bool wants_x, bool wants_weight,
+                                                                           bool wants_bias);
 
 inline constexpr const char* kInvertibleConv1x1 = "invertible_conv1x1";
 
@@ -84,8 +86,9 @@ inline InvertibleConv1x1Call prepare_invertible_conv1x1(const at::Tensor& x, con
 
 inline InvertibleConv1x1BackwardCall prepare_invertible_conv1x1_backward(const at::Tensor& grad_z,
                                                                          const at::Tensor& x,
-                                                                         const at::Tensor& weight, bool wants_x,
-                                                                         bool wants_weight, bool wants_bias) {
+                                                                         const at::Tensor& weight,
+                                                                         bool wants_x, bool wants_weight,
+                                                                         bool wants_bias) {
   const auto wide = accumulation_type(x.scalar_type());
   const auto options = x.options().dtype(wide);
   const int64_t channels = x.size(1);

@@ -26,9 +26,9 @@ struct InvertibleConv1x1BackwardParams {
   void* grad_bias = nullptr;
 };
 
-// One layer whose weight is prepared from its parameters; all layers of a model come as one array. Everything is
-// contiguous and of one arithmetic type, float or double. LU layers have lower, upper (C, C), log_s, sign (C,) and
-// permutation; full layers have `full` (C, C) instead. The actnorm is null where there is none.
+// One layer whose weight is prepared from its parameters; all layers of a model come as one array. Everything
+// is contiguous and of one arithmetic type, float or double. LU layers have lower, upper (C, C), log_s, sign
+// (C,) and permutation; full layers have `full` (C, C) instead. The actnorm is null where there is none.
 struct PreparedLayer {
   int64_t channels = 0;
   const void* lower = nullptr;

@@ -1,10 +1,11 @@
-// invertible_conv1x1_lu, invertible_conv1x1_full: weight, bias and log-det of all layers of a model in one call.
-// Contract, checks and operands, shared by the backends. The algebra is in math/invertible_conv1x1.h.
+// invertible_conv1x1_lu, invertible_conv1x1_full: weight, bias and log-det of all layers of a model in one
+// call. Contract, checks and operands, shared by the backends. The algebra is in math/invertible_conv1x1.h.
 //
-// LU of the 1x1 convolution (Glow): W = P L (U + diag(sign exp(log_s))), L unit lower, U strictly upper, P fixed,
-// given as an index: (P A)[i] = A[permutation[i]]. Strict triangles of lower and upper are read. logdet (layers,),
-// nats per pixel. With an actnorm z = (x + b) exp(s) before it, weight W diag(exp(s)), bias W (exp(s) b) and
-// log-det sum(s) more. `inverse` gives those of the inverse map x = diag(exp(-s)) W^-1 z - b.
+// LU of the 1x1 convolution (Glow): W = P L (U + diag(sign exp(log_s))), L unit lower, U strictly upper, P
+// fixed, given as an index: (P A)[i] = A[permutation[i]]. Strict triangles of lower and upper are read.
+// logdet (layers,), nats per pixel. With an actnorm z = (x + b) exp(s) before it, weight W diag(exp(s)), bias
+// W (exp(s) b) and log-det sum(s) more. `inverse` gives those of the inverse map x = diag(exp(-s)) W^-1 z -
+// b.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -32,27 +33,32 @@ PreparedWeights invertible_conv1x1_full(at::TensorList weight, at::TensorList ac
 
 // `result` is the weight that the forward pass returned. Gradients of lower, upper, log_s, actnorm_bias and
 // actnorm_log_scale, each of the shape and type of its parameter.
-std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector> invertible_conv1x1_lu_backward(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet, at::TensorList result,
-    at::TensorList lower, at::TensorList upper, at::TensorList log_s, at::TensorList sign,
-    at::TensorList permutation, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale, bool inverse);
+std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
+invertible_conv1x1_lu_backward(at::TensorList grad_weight, at::TensorList grad_bias,
+                               const at::Tensor& grad_logdet, at::TensorList result, at::TensorList lower,
+                               at::TensorList upper, at::TensorList log_s, at::TensorList sign,
+                               at::TensorList permutation, at::TensorList actnorm_bias,
+                               at::TensorList actnorm_log_scale, bool inverse);
 
 std::tuple<TensorVector, TensorVector, TensorVector> invertible_conv1x1_full_backward(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet, at::TensorList result,
-    at::TensorList weight, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale, bool inverse);
+    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet,
+    at::TensorList result, at::TensorList weight, at::TensorList actnorm_bias,
+    at::TensorList actnorm_log_scale, bool inverse);
 
 inline constexpr const char* kInvertibleConv1x1Lu = "invertible_conv1x1_lu";
 inline constexpr const char* kInvertibleConv1x1Full = "invertible_conv1x1_full";
 
 inline void check_layer_list(const char* op, const char* name, at::TensorList list, at::TensorList like,
                              bool matrices) {
-  FLOWOPS_CHECK(op, list.size() == like.size(), name, " must have one tensor a layer, ", like.size(), ", got ",
-                list.size());
+  FLOWOPS_CHECK(op, list.size() == like.size(), name, " must have one tensor a layer, ", like.size(),
+                ", got ", list.size());
   for (size_t i = 0; i < list.size(); ++i) {
     const int64_t channels = like[i].size(0);
-    const bool fits = matrices ? list[i].dim() == 2 && list[i].size(0) == channels && list[i].size(1) == channels
-                               : list[i].dim() == 1 && list[i].size(0) == channels;
-    const auto expected = matrices ? std::vector<int64_t>{channels, channels} : std::vector<int64_t>{channels};
+    const bool fits = matrices
+                          ? list[i].dim() == 2 && list[i].size(0) == channels && list[i].size(1) == channels
+                          : list[i].dim() == 1 && list[i].size(0) == channels;
+    const auto expected =
+        matrices ? std::vector<int64_t>{channels, channels} : std::vector<int64_t>{channels};
     FLOWOPS_CHECK(op, fits, name, "[", i, "] must have shape ", at::IntArrayRef(expected), ", got ",
                   list[i].sizes());
   }
@@ -63,14 +69,14 @@ inline void check_layer_type(const char* op, const char* name, at::TensorList li
   for (size_t i = 0; i < list.size(); ++i) {
     FLOWOPS_CHECK(op, list[i].scalar_type() == type, name, "[", i, "] must be ", type, ", got ",
                   list[i].scalar_type());
-    FLOWOPS_CHECK(op, list[i].device() == like.device(), name, "[", i, "] must be on ", like.device(), ", got ",
-                  list[i].device());
+    FLOWOPS_CHECK(op, list[i].device() == like.device(), name, "[", i, "] must be on ", like.device(),
+                  ", got ", list[i].device());
   }
 }
 
 // `matrices` is `lower` or the full weight: what the other lists are compared with.
-inline void check_layers(const char* op, const char* name, at::TensorList matrices, at::TensorList actnorm_bias,
-                         at::TensorList actnorm_log_scale) {
+inline void check_layers(const char* op, const char* name, at::TensorList matrices,
+                         at::TensorList actnorm_bias, at::TensorList actnorm_log_scale) {
   FLOWOPS_CHECK(op, !matrices.empty(), name, " must hold at least one layer, got an empty list");
   for (size_t i = 0; i < matrices.size(); ++i) {
     const auto& m = matrices[i];
@@ -80,8 +86,8 @@ inline void check_layers(const char* op, const char* name, at::TensorList matric
   }
   check_layer_type(op, name, matrices, matrices[0].scalar_type(), matrices[0]);
   FLOWOPS_CHECK(op, actnorm_bias.size() == actnorm_log_scale.size(),
-                "actnorm_bias and actnorm_log_scale must be given together, got ", actnorm_bias.size(), " and ",
-                actnorm_log_scale.size());
+                "actnorm_bias and actnorm_log_scale must be given together, got ", actnorm_bias.size(),
+                " and ", actnorm_log_scale.size());
   if (actnorm_bias.empty()) return;
   check_layer_list(op, "actnorm_bias", actnorm_bias, matrices, false);
   check_layer_list(op, "actnorm_log_scale", actnorm_log_scale, matrices, false);
@@ -89,9 +95,10 @@ inline void check_layers(const char* op, const char* name, at::TensorList matric
   check_layer_type(op, "actnorm_log_scale", actnorm_log_scale, matrices[0].scalar_type(), matrices[0]);
 }
 
-inline void check_invertible_conv1x1_lu_inputs(at::TensorList lower, at::TensorList upper, at::TensorList log_s,
-                                               at::TensorList sign, at::TensorList permutation,
-                                               at::TensorList actnorm_bias, at::TensorList actnorm_log_scale) {
+inline void check_invertible_conv1x1_lu_inputs(at::TensorList lower, at::TensorList upper,
+                                               at::TensorList log_s, at::TensorList sign,
+                                               at::TensorList permutation, at::TensorList actnorm_bias,
+                                               at::TensorList actnorm_log_scale) {
   const char* op = kInvertibleConv1x1Lu;
   check_layers(op, "lower", lower, actnorm_bias, actnorm_log_scale);
   check_layer_list(op, "upper", upper, lower, true);
@@ -172,8 +179,9 @@ inline void add_actnorm(LayerStore& store, PreparedLayer& layer, at::TensorList 
   layer.actnorm_log_scale = store.input(actnorm_log_scale, i);
 }
 
-inline PreparedLayer lu_layer(LayerStore& store, at::TensorList lower, at::TensorList upper, at::TensorList log_s,
-                              at::TensorList sign, at::TensorList permutation, size_t i) {
+inline PreparedLayer lu_layer(LayerStore& store, at::TensorList lower, at::TensorList upper,
+                              at::TensorList log_s, at::TensorList sign, at::TensorList permutation,
+                              size_t i) {
   PreparedLayer layer;
   layer.channels = lower[i].size(0);
   layer.lower = store.input(lower, i);
@@ -193,8 +201,8 @@ inline PreparedLayer full_layer(LayerStore& store, at::TensorList weight, size_t
 
 // `make_layer(store, i)` gives the inputs of layer i; the outputs are added here.
 template <typename MakeLayer>
-PrepareCall prepare_layers(at::TensorList matrices, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale,
-                           const MakeLayer& make_layer) {
+PrepareCall prepare_layers(at::TensorList matrices, at::TensorList actnorm_bias,
+                           at::TensorList actnorm_log_scale, const MakeLayer& make_layer) {
   const auto wide = accumulation_type(matrices[0].scalar_type());
   PrepareCall call(wide);
   call.logdet = at::empty({int64_t(matrices.size())}, matrices[0].options().dtype(wide));

@@ -8,8 +8,9 @@ from torch import Tensor
 
 def transforms_active() -> bool:
     """Whether a ``torch.func`` transform or forward-mode AD runs, which C++ Functions refuse."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return (
-        torch._C._functorch.maybe_current_level() is not None
+        functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -50,7 +51,7 @@ def _channels_inner(x: Tensor) -> bool:
 
 
 def empty_like_layout(x: Tensor) -> Tensor:
-    """Mirror ``empty_like_layout`` of csrc/common/layout.h: dense, channels where ``x`` has them."""
+    """Mirror ``empty_like_layout`` of csrc/common/layout.h: dense, channels as in ``x``."""
     if all(size == 1 for size in x.shape[2:]) or not _channels_inner(x):
         return x.new_empty(x.shape)
     return x.new_empty(x.size(0), *x.shape[2:], x.size(1)).movedim(-1, 1)

@@ -29,6 +29,8 @@ def log_scale_of(raw: Tensor, scale: str, amplitude: Tensor | None) -> Tensor:
         return raw
     if scale == "sigmoid":
         return logsigmoid(raw + 2)
+    if amplitude is None:
+        raise ValueError("affine_coupling: amplitude must be given with scale tanh_exp, got None")
     if amplitude.dim() == 1:
         amplitude = amplitude.view(-1, *[1] * (raw.dim() - 2))
     return amplitude * torch.tanh(raw)
