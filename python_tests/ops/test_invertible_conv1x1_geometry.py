@@ -152,8 +152,17 @@ def test_singular_weight_has_logdet_of_minus_infinity(device):
     assert not weights[0].isfinite().all()
 
 
-def test_pivoting_takes_the_largest_of_a_column(device):
-    weight = torch.tensor([[1e-12, 1.0], [1.0, 1.0]], device=device, dtype=torch.float64)
-    weights, _, logdet = ops.invertible_conv1x1_full([weight], inverse=True)
-    assert_close(weights[0] @ weight, torch.eye(2), dtype=torch.float64)
-    assert_close(logdet, -torch.linalg.slogdet(weight).logabsdet[None], dtype=torch.float64)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_pivoting_takes_the_largest_of_a_column(inverse, device):
+    matrix = torch.tensor([[1e-12, 1.0], [1.0, 1.0]], device=device, dtype=torch.float64)
+    # Several layers, which on a GPU run their threads in different orders.
+    layers = [matrix.clone().requires_grad_() for _ in range(8)]
+    weights, _, logdet = ops.invertible_conv1x1_full(layers, inverse=inverse)
+    sign = -1 if inverse else 1
+    expected = torch.linalg.inv(matrix) if inverse else matrix
+    log_abs_det = sign * torch.linalg.slogdet(matrix).logabsdet
+    grads = torch.autograd.grad(logdet.sum(), layers)
+    for i in range(8):
+        assert_close(weights[i], expected, dtype=torch.float64)
+        assert_close(logdet[i], log_abs_det, dtype=torch.float64)
+        assert_close(grads[i], sign * torch.linalg.inv(matrix).T, dtype=torch.float64)
