@@ -52,7 +52,7 @@ def test_block_sum_over_several_blocks(probe):
     data = np.random.default_rng(0).integers(-8, 8, 768).astype(np.float32)
     sums = np.zeros(3)
     probe("block_sum", data, sums)
-    np.testing.assert_array_equal(sums, 2 * data.reshape(3, 256).sum(1))
+    np.testing.assert_array_equal(sums, 3 * data.reshape(3, 256).sum(1))
 
 
 def test_shared_memory_starts_as_nan_in_every_block(probe):
