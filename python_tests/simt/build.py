@@ -7,6 +7,7 @@ prints its path.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shlex
 import shutil
@@ -37,15 +38,19 @@ def link(name: str, sources: list[Path], *, sanitize: bool = False) -> Path:
     folder = ROOT / "build" / ("simt_sanitized" if sanitize else "simt")
     folder.mkdir(parents=True, exist_ok=True)
     sources = [*sources, *sorted((CSRC / "simt").glob("*.cpp"))]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(source, folder, sanitize), sources))
-    library = folder / f"{name}.so"
-    if not library.exists() or any(o.stat().st_mtime > library.stat().st_mtime for o in objects):
-        command = [*_compiler(), "-shared", "-o", library, *objects]
-        command += ["-Wl,--as-needed", "-lc10", "-ltorch_cpu", *(SANITIZE if sanitize else [])]
-        for path in cpp_extension.library_paths():
-            command += [f"-L{path}", f"-Wl,-rpath,{path}"]
-        _run(command)
+    with (folder / "lock").open("w") as lock:
+        # Of several test processes one builds, and the others find it done.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda source: _compile(source, folder, sanitize), sources))
+        library = folder / f"{name}.so"
+        built = library.stat().st_mtime if library.exists() else 0
+        if any(o.stat().st_mtime > built for o in objects):
+            command = [*_compiler(), "-shared", "-o", library, *objects]
+            command += ["-Wl,--as-needed", "-lc10", "-ltorch_cpu", *(SANITIZE if sanitize else [])]
+            for path in cpp_extension.library_paths():
+                command += [f"-L{path}", f"-Wl,-rpath,{path}"]
+            _run(command)
     return library
 
 
