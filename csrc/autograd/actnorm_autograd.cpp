@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "autograd/wants_graph.h"
 #include "ops/actnorm.h"
 
 namespace flowops {
@@ -81,6 +82,10 @@ class ActnormStatistics : public torch::autograd::Function<ActnormStatistics> {
 
 std::tuple<Tensor, Tensor> actnorm_autograd(const Tensor& x, const Tensor& bias, const Tensor& log_scale,
                                             const std::optional<Tensor>& logdet, bool inverse) {
+  if (!wants_graph(x, bias, log_scale, logdet)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return actnorm(x, bias, log_scale, logdet, inverse);
+  }
   const auto result = Actnorm::apply(x, bias, log_scale, logdet, inverse);
   return {result[0], result[1]};
 }

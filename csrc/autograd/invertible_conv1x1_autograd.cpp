@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "autograd/wants_graph.h"
 #include "ops/invertible_conv1x1.h"
 
 namespace flowops {
@@ -50,6 +51,10 @@ class InvertibleConv1x1 : public torch::autograd::Function<InvertibleConv1x1> {
 };
 
 Tensor invertible_conv1x1_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  if (!wants_graph(x, weight, bias)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return invertible_conv1x1(x, weight, bias);
+  }
   return InvertibleConv1x1::apply(x, weight, bias);
 }
 

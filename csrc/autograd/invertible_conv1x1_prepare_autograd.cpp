@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "autograd/wants_graph.h"
 #include "ops/invertible_conv1x1_prepare.h"
 
 namespace flowops {
@@ -226,6 +227,11 @@ class InvertibleConv1x1Full : public torch::autograd::Function<InvertibleConv1x1
 PreparedWeights lu_autograd(TensorList lower, TensorList upper, TensorList log_s, TensorList sign,
                             TensorList permutation, TensorList actnorm_bias, TensorList actnorm_log_scale,
                             bool inverse) {
+  if (!wants_graph(lower, upper, log_s, actnorm_bias, actnorm_log_scale)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return invertible_conv1x1_lu(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale,
+                                 inverse);
+  }
   return unflatten(InvertibleConv1x1Lu::apply(lower, upper, log_s, sign, permutation, actnorm_bias,
                                               actnorm_log_scale, inverse),
                    lower.size());
@@ -233,6 +239,10 @@ PreparedWeights lu_autograd(TensorList lower, TensorList upper, TensorList log_s
 
 PreparedWeights full_autograd(TensorList weight, TensorList actnorm_bias, TensorList actnorm_log_scale,
                               bool inverse) {
+  if (!wants_graph(weight, actnorm_bias, actnorm_log_scale)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return invertible_conv1x1_full(weight, actnorm_bias, actnorm_log_scale, inverse);
+  }
   return unflatten(InvertibleConv1x1Full::apply(weight, actnorm_bias, actnorm_log_scale, inverse),
                    weight.size());
 }

@@ -77,7 +77,12 @@ void run_forward(ActnormParams p) {
   }
 }
 
-// The two sums of math/actnorm.h per element of a row (mixed) or in element 0, one set per split of the rows.
+// The two sums of math/actnorm.h.
+struct Pair {
+  double sum = 0, moment = 0;
+};
+
+// The same for each element of a row, or each channel.
 struct PairSums {
   std::vector<double> sum, moment;
   explicit PairSums(int64_t size) : sum(size), moment(size) {}
@@ -86,7 +91,7 @@ struct PairSums {
 // Writes grad_x of one tile and adds to its sums: one value a tile, or one an element where the row is mixed.
 template <typename T, typename BiasOf, typename FactorOf>
 void backward_tile(const T* g, const T* x, T* grad_x, int64_t size, bool inverse, BiasOf bias_of,
-                   FactorOf factor_of, T* row_sum, T* row_moment, PairSums& sums) {
+                   FactorOf factor_of, T* row_sum, T* row_moment, Pair& pair) {
   const Vec<T> zero(0);
   Vec<T> sum(0), moment(0);
   for_each_vector<T>(size, [&](int64_t i, auto load, auto store) {
@@ -102,13 +107,13 @@ void backward_tile(const T* g, const T* x, T* grad_x, int64_t size, bool inverse
     }
   });
   if (row_sum) return;
-  sums.sum[0] += double(sum.sum());
-  sums.moment[0] += double(moment.sum());
+  pair.sum += double(sum.sum());
+  pair.moment += double(moment.sum());
 }
 
 template <typename scalar_t, typename T>
 void backward_row(const ActnormBackwardParams& p, const Rows& rows, const Factors<T>& factors, int64_t row,
-                  T* row_sum, T* row_moment, PairSums& sums) {
+                  T* row_sum, T* row_moment, Pair& pair) {
   alignas(64) T g_buffer[kTileSize], x_buffer[kTileSize], out[kTileSize];
   rows.for_each_tile(row, [&](const Tile& t) {
     const T* g = load_tile<scalar_t>(p.grad_z, t, g_buffer);
@@ -116,7 +121,7 @@ void backward_row(const ActnormBackwardParams& p, const Rows& rows, const Factor
     T* grad_x = output_tile<scalar_t>(p.grad_x, t, out);
     factors.visit(rows, t, [&](auto bias_of, auto factor_of) {
       backward_tile(g, x, grad_x, t.columns, p.inverse, bias_of, factor_of,
-                    row_sum ? row_sum + t.inner : nullptr, row_moment ? row_moment + t.inner : nullptr, sums);
+                    row_sum ? row_sum + t.inner : nullptr, row_moment ? row_moment + t.inner : nullptr, pair);
     });
     store_tile<scalar_t>(p.grad_x, t, grad_x);
   });
@@ -128,8 +133,9 @@ PairSums backward_mixed_split(const ActnormBackwardParams& p, const Rows& rows, 
                               int64_t begin, int64_t end) {
   PairSums sums(rows.length());
   std::vector<T> row_sum(rows.length()), row_moment(rows.length());
+  Pair unused;
   for (int64_t row = begin; row < end; ++row) {
-    backward_row<scalar_t, T>(p, rows, factors, row, row_sum.data(), row_moment.data(), sums);
+    backward_row<scalar_t, T>(p, rows, factors, row, row_sum.data(), row_moment.data(), unused);
     if ((row - begin) % kRowsPerFlush != kRowsPerFlush - 1 && row != end - 1) continue;
     for (int64_t i = 0; i < rows.length(); ++i) {
       sums.sum[i] += double(row_sum[i]);
@@ -164,10 +170,10 @@ void run_backward(ActnormBackwardParams p) {
     PairSums partial(rows.count());
     at::parallel_for(0, rows.count(), rows.grain(), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        PairSums sums(1);
-        backward_row<scalar_t, T>(p, rows, factors, row, nullptr, nullptr, sums);
-        partial.sum[row] = sums.sum[0];
-        partial.moment[row] = sums.moment[0];
+        Pair pair;
+        backward_row<scalar_t, T>(p, rows, factors, row, nullptr, nullptr, pair);
+        partial.sum[row] = pair.sum;
+        partial.moment[row] = pair.moment;
       }
     });
     for (int64_t row = 0; row < rows.count(); ++row) {

@@ -19,6 +19,13 @@ constexpr int64_t kGrainWork = 32768;
 constexpr int64_t kGathered = 256, kGatheredRow = kGathered + 16;
 // Vectors whose products are summed in registers before they join the sum of a split.
 constexpr int64_t kVectorsPerBlock = 64;
+// Fewer of them where nothing is summed up, so that small batches still occupy all threads.
+constexpr int64_t kVectorsPerProduct = 16;
+// Channels up to which the weight's gradient is a sum of products of vectors. Above, both operands are
+// transposed, and it is a product of matrices, which reads less.
+constexpr int64_t kMaxDotChannels = 16;
+// Vectors transposed at a time.
+constexpr int64_t kTransposed = 16;
 // Partial sums of the weight's gradient: a fixed number, so that results do not depend on the number of
 // threads.
 constexpr int64_t kMaxSplits = 16;
@@ -27,13 +34,13 @@ constexpr int64_t kMaxSplits = 16;
 // rest (all of it for 16-bit types and for channels_last), gathered block by block.
 class PixelBlocks {
  public:
-  PixelBlocks(int64_t batch, int64_t pixels, bool contiguous, int64_t lanes)
+  PixelBlocks(int64_t batch, int64_t pixels, bool contiguous, int64_t lanes, int64_t vectors_per_block)
       : batch_(batch),
         lanes_(lanes),
         whole_(contiguous ? pixels / lanes : 0),
-        rest_(pixels - whole_ * lanes) {
-    vectors_ = batch * whole_;
-    per_block_ = std::min(kVectorsPerBlock, std::max<int64_t>(4, vectors_ / kMaxSplits));
+        rest_(pixels - whole_ * lanes),
+        vectors_(batch * whole_),
+        per_block_(vectors_per_block) {
     direct_ = (vectors_ + per_block_ - 1) / per_block_;
     gathered_ = (batch * rest_ + kGathered - 1) / kGathered;
   }
@@ -162,7 +169,7 @@ class BlockView {
 
 // target = start + a source for all vectors of a block.
 template <typename scalar_t, typename T>
-void multiply(int64_t channels, LeftFactor<T> a, const BlockView<scalar_t, T>& source,
+void multiply(int64_t channels, ColumnMajor<T> a, const BlockView<scalar_t, T>& source,
               const BlockView<scalar_t, T>& target, const T* bias) {
   in_blocks<kGemmVectors>(source.count(), [&](int64_t v, auto count) {
     gemm_rows<GemmStart::kBias, false, decltype(count)::value>(
@@ -171,10 +178,11 @@ void multiply(int64_t channels, LeftFactor<T> a, const BlockView<scalar_t, T>& s
 }
 
 template <typename scalar_t, typename T>
-PixelBlocks cut(int64_t batch, int64_t pixels, const std::initializer_list<const Operand*>& operands) {
+PixelBlocks cut(int64_t batch, int64_t pixels, int64_t vectors_per_block,
+                const std::initializer_list<const Operand*>& operands) {
   bool contiguous = std::is_same_v<scalar_t, T>;
   for (const Operand* a : operands) contiguous = contiguous && (a->data == nullptr || a->inner == 1);
-  return PixelBlocks(batch, pixels, contiguous, Vec<T>::kLanes);
+  return PixelBlocks(batch, pixels, contiguous, Vec<T>::kLanes, vectors_per_block);
 }
 
 int64_t block_grain(int64_t channels) {
@@ -183,8 +191,12 @@ int64_t block_grain(int64_t channels) {
 
 template <typename scalar_t, typename T>
 void run_forward(const InvertibleConv1x1Params& p) {
-  const auto blocks = cut<scalar_t, T>(p.batch, p.pixels, {&p.x, &p.z});
+  const auto blocks = cut<scalar_t, T>(p.batch, p.pixels, kVectorsPerProduct, {&p.x, &p.z});
   const T* weight = static_cast<const T*>(p.weight);
+  std::vector<T> transposed(p.channels * p.channels);
+  for (int64_t i = 0; i < p.channels; ++i) {
+    for (int64_t j = 0; j < p.channels; ++j) transposed[j * p.channels + i] = weight[i * p.channels + j];
+  }
   const std::vector<T> zeros(p.bias ? 0 : p.channels);
   const T* bias = p.bias ? static_cast<const T*>(p.bias) : zeros.data();
   at::parallel_for(0, blocks.count(), block_grain(p.channels), [&](int64_t begin, int64_t end) {
@@ -192,7 +204,7 @@ void run_forward(const InvertibleConv1x1Params& p) {
     for (int64_t block = begin; block < end; ++block) {
       x.load(block);
       z.point_at(block);
-      multiply<scalar_t, T>(p.channels, {weight, p.channels, 1}, x, z, bias);
+      multiply<scalar_t, T>(p.channels, {transposed.data(), p.channels}, x, z, bias);
       z.store(block);
     }
   });
@@ -208,23 +220,48 @@ void add_channel_sums(int64_t channels, const BlockView<scalar_t, T>& grad_z, T*
   }
 }
 
+// Row length of the sums of the weight's gradient.
+template <typename T>
+int64_t sums_row(int64_t channels) {
+  return (channels + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
+}
+
+// Adds grad_z x^T, summed over the pixels of one block, to `sums`. `scratch` holds two transposed parts.
+template <typename scalar_t, typename T>
+void add_outer_products(int64_t channels, const BlockView<scalar_t, T>& grad_z,
+                        const BlockView<scalar_t, T>& x, T* sums, T* scratch) {
+  const int64_t row = sums_row<T>(channels);
+  if (channels <= kMaxDotChannels) {
+    dot<T>(channels, channels, x.count(), grad_z.vectors(), grad_z.row(), x.vectors(), x.row(), sums, row);
+    return;
+  }
+  T* other = scratch + kTransposed * Vec<T>::kLanes * row;
+  for (int64_t v = 0; v < x.count(); v += kTransposed) {
+    const int64_t count = std::min(kTransposed, x.count() - v);
+    transpose<T>(channels, count, grad_z.vectors() + v, grad_z.row(), scratch, row);
+    transpose<T>(channels, count, x.vectors() + v, x.row(), other, row);
+    gemm<GemmStart::kTarget>(channels, row, count * Vec<T>::kLanes, ColumnMajor<T>{scratch, row}, other, row,
+                             sums, row);
+  }
+}
+
 template <typename scalar_t, typename T>
 void backward_blocks(const InvertibleConv1x1BackwardParams& p, const PixelBlocks& blocks, int64_t first,
                      int64_t last, const T* zeros, T* grad_weight, T* grad_bias) {
   const int64_t channels = p.channels;
   BlockView<scalar_t, T> grad_z(blocks, p.grad_z, channels), x(blocks, p.x, channels),
       grad_x(blocks, p.grad_x, channels);
+  std::vector<T> transposed(p.grad_weight ? 2 * kTransposed * Vec<T>::kLanes * sums_row<T>(channels) : 0);
   for (int64_t block = first; block < last; ++block) {
     grad_z.load(block);
     if (p.grad_x.data) {
       grad_x.point_at(block);
-      multiply<scalar_t, T>(channels, {static_cast<const T*>(p.weight), 1, channels}, grad_z, grad_x, zeros);
+      multiply<scalar_t, T>(channels, {static_cast<const T*>(p.weight), channels}, grad_z, grad_x, zeros);
       grad_x.store(block);
     }
     if (p.grad_weight) {
       x.load(block);
-      dot<T>(channels, channels, x.count(), grad_z.vectors(), grad_z.row(), x.vectors(), x.row(), grad_weight,
-             channels);
+      add_outer_products<scalar_t, T>(channels, grad_z, x, grad_weight, transposed.data());
     }
     if (p.grad_bias) add_channel_sums(channels, grad_z, grad_bias);
   }
@@ -232,8 +269,8 @@ void backward_blocks(const InvertibleConv1x1BackwardParams& p, const PixelBlocks
 
 template <typename scalar_t, typename T>
 void run_backward(const InvertibleConv1x1BackwardParams& p) {
-  const auto blocks = cut<scalar_t, T>(p.batch, p.pixels, {&p.grad_z, &p.x, &p.grad_x});
-  const int64_t square = p.channels * p.channels, size = square + p.channels;
+  const auto blocks = cut<scalar_t, T>(p.batch, p.pixels, kVectorsPerBlock, {&p.grad_z, &p.x, &p.grad_x});
+  const int64_t row = sums_row<T>(p.channels), square = p.channels * row, size = square + p.channels;
   const int64_t splits = std::min(kMaxSplits, blocks.count());
   const std::vector<T> zeros(p.channels);
   std::vector<T> partial(splits * size);
@@ -249,7 +286,10 @@ void run_backward(const InvertibleConv1x1BackwardParams& p) {
     for (int64_t s = 0; s < splits; ++s) sum += double(partial[s * size + i]);
     return static_cast<T>(sum);
   };
-  for (int64_t i = 0; p.grad_weight && i < square; ++i) static_cast<T*>(p.grad_weight)[i] = total(i);
+  for (int64_t i = 0; p.grad_weight && i < p.channels; ++i) {
+    T* target = static_cast<T*>(p.grad_weight) + i * p.channels;
+    for (int64_t j = 0; j < p.channels; ++j) target[j] = total(i * row + j);
+  }
   for (int64_t i = 0; p.grad_bias && i < p.channels; ++i) static_cast<T*>(p.grad_bias)[i] = total(square + i);
 }
 

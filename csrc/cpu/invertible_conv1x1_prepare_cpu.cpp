@@ -100,8 +100,8 @@ PaddedMatrix<T> multiply_lower_transposed(const PaddedMatrix<T>& lower, const Pa
   return out;
 }
 
-template <typename T>
-PaddedMatrix<T> multiply(LeftFactor<T> a, const PaddedMatrix<T>& b) {
+template <typename Left, typename T>
+PaddedMatrix<T> multiply(Left a, const PaddedMatrix<T>& b) {
   PaddedMatrix<T> out(b.size());
   gemm<GemmStart::kTarget>(b.size(), b.row(), b.size(), a, b[0], b.row(), out[0], b.row());
   return out;
@@ -200,7 +200,7 @@ PaddedMatrix<T> fold_backward(const PreparedLayerBackward& p, const Layer<T>& la
       grad_bias[i] = -h[i];
       grad_log_scale[i] = static_cast<T>(-std::inner_product(grad[i], grad[i] + n, r + i * n, 0.0)) - logdet;
     }
-    auto product = multiply(LeftFactor<T>{r, 1, n}, grad);  // R^T G
+    auto product = multiply(ColumnMajor<T>{r, n}, grad);  // R^T G
     for (int64_t i = 0; layer.full && i < n; ++i) product(i, i) += logdet;
     const PaddedMatrix<T> transposed(n, [&](int64_t i, int64_t j) { return -r[j * n + i] * layer.scale[j]; });
     return multiply(product.left(), transposed);

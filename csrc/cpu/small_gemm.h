@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "common/vec.h"
 
@@ -18,18 +19,28 @@ inline constexpr int kDotColumns = kVectorBytes == 64 ? 4 : 2;
 
 enum class GemmStart { kBias, kTarget };
 
-// A left factor, read one element at a time: element (i, k) is data[i * row + k * column].
+// A left factor, read one element at a time: element (i, k), and the factor from row i on.
 template <typename T>
-struct LeftFactor {
+struct RowMajor {
   const T* data;
-  int64_t row, column;
+  int64_t stride;
+  T operator()(int64_t i, int64_t k) const { return data[i * stride + k]; }
+  RowMajor from_row(int64_t i) const { return {data + i * stride, stride}; }
+};
+
+template <typename T>
+struct ColumnMajor {
+  const T* data;
+  int64_t stride;
+  T operator()(int64_t i, int64_t k) const { return data[i + k * stride]; }
+  ColumnMajor from_row(int64_t i) const { return {data + i, stride}; }
 };
 
 // c[v] = start + a b[v], or start - a b[v], for kRows rows and kVectors vectors of columns. Each vector has
 // its own address, so that a block may take its columns from several samples. `bias` has one value a row.
-template <GemmStart kStart, bool kSubtract, int kRows, int kVectors, typename T>
-inline void gemm_block(int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row, T* const* c,
-                       int64_t c_row, const T* bias) {
+template <GemmStart kStart, bool kSubtract, int kRows, int kVectors, typename Left, typename T>
+inline void gemm_block(int64_t depth, Left a, const T* const* b, int64_t b_row, T* const* c, int64_t c_row,
+                       const T* bias) {
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
@@ -44,7 +55,7 @@ inline void gemm_block(int64_t depth, LeftFactor<T> a, const T* const* b, int64_
     for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::load(b[v] + k * b_row);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const T value = a.data[i * a.row + k * a.column];
+      const T value = a(i, k);
       const Vec<T> factor(kSubtract ? -value : value);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * columns[v];
@@ -64,26 +75,27 @@ inline void in_blocks(int64_t count, const Body& body) {
   int64_t i = 0;
   for (; i + kMax <= count; i += kMax) body(i, std::integral_constant<int, kMax>());
   if (kMax > 4 && i + 4 <= count) body(i, std::integral_constant<int, 4>()), i += 4;
+  if (kMax == 4 && i + 3 == count) body(i, std::integral_constant<int, 3>()), i += 3;
   if (kMax > 2 && i + 2 <= count) body(i, std::integral_constant<int, 2>()), i += 2;
   for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
 }
 
 // gemm_block for any number of rows.
-template <GemmStart kStart, bool kSubtract, int kVectors, typename T>
-inline void gemm_rows(int64_t rows, int64_t depth, LeftFactor<T> a, const T* const* b, int64_t b_row,
-                      T* const* c, int64_t c_row, const T* bias) {
+template <GemmStart kStart, bool kSubtract, int kVectors, typename Left, typename T>
+inline void gemm_rows(int64_t rows, int64_t depth, Left a, const T* const* b, int64_t b_row, T* const* c,
+                      int64_t c_row, const T* bias) {
   in_blocks<kGemmRows>(rows, [&](int64_t i, auto count) {
     T* target[kVectors];
     for (int v = 0; v < kVectors; ++v) target[v] = c[v] + i * c_row;
-    gemm_block<kStart, kSubtract, decltype(count)::value, kVectors>(
-        depth, {a.data + i * a.row, a.row, a.column}, b, b_row, target, c_row, bias ? bias + i : nullptr);
+    gemm_block<kStart, kSubtract, decltype(count)::value, kVectors>(depth, a.from_row(i), b, b_row, target,
+                                                                    c_row, bias ? bias + i : nullptr);
   });
 }
 
 // c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes.
-template <GemmStart kStart, bool kSubtract = false, typename T>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, LeftFactor<T> a, const T* b, int64_t b_row,
-                 T* c, int64_t c_row, const T* bias = nullptr) {
+template <GemmStart kStart, bool kSubtract = false, typename Left, typename T>
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, Left a, const T* b, int64_t b_row, T* c,
+                 int64_t c_row, const T* bias = nullptr) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   in_blocks<kGemmVectors>(columns / kLanes, [&](int64_t j, auto count) {
     constexpr int kCount = decltype(count)::value;
@@ -131,6 +143,54 @@ inline void dot(int64_t rows, int64_t columns, int64_t vectors, const T* const* 
           vectors, a, i * a_row, a_row, b, j * b_row, b_row, out + i * out_row + j, out_row);
     });
   });
+}
+
+namespace detail {
+
+// Of the 2x2 blocks of `distance` lanes in rows a and b, the transposed ones: row a, or row b (kSecond).
+template <int kDistance, bool kSecond, typename T, int... kLane>
+inline Vec<T> exchange(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane), kShift = kSecond ? kDistance : 0;
+  return Vec<T>(__builtin_shufflevector(
+      a.lanes, b.lanes, ((kLane & kDistance) ? kLanes + kLane - kDistance + kShift : kLane + kShift)...));
+}
+
+template <int kDistance, typename T>
+inline void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  if constexpr (kDistance < kLanes) {
+    using Lanes = std::make_integer_sequence<int, kLanes>;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & kDistance) continue;
+      const Vec<T> a = rows[i], b = rows[i + kDistance];
+      rows[i] = exchange<kDistance, false>(a, b, Lanes());
+      rows[i + kDistance] = exchange<kDistance, true>(a, b, Lanes());
+    }
+    transpose_square<2 * kDistance>(rows);
+  }
+}
+
+}  // namespace detail
+
+// Row l of vector v in `target` holds lane l of all rows of `source`, padded with zeros to whole vectors:
+// target[(v * lanes + l) * target_row + i] = source[v][i * source_row + l].
+template <typename T>
+inline void transpose(int64_t rows, int64_t vectors, const T* const* source, int64_t source_row, T* target,
+                      int64_t target_row) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (int64_t v = 0; v < vectors; ++v) {
+    for (int64_t start = 0; start < rows; start += kLanes) {
+      Vec<T> square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        square[i] = start + i < rows ? Vec<T>::load(source[v] + (start + i) * source_row) : Vec<T>(T(0));
+      }
+      detail::transpose_square<1>(square);
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) square[l].store(target + (v * kLanes + l) * target_row + start);
+    }
+  }
 }
 
 }  // namespace flowops

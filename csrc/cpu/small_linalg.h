@@ -35,8 +35,8 @@ class PaddedMatrix {
   T& operator()(int64_t i, int64_t j) { return data_[i * row_ + j]; }
   const T& operator()(int64_t i, int64_t j) const { return data_[i * row_ + j]; }
   // As a left factor, from element (i, k) on; of the transpose, from its element (i, k) on.
-  LeftFactor<T> left(int64_t i = 0, int64_t k = 0) const { return {(*this)[i] + k, row_, 1}; }
-  LeftFactor<T> transposed_left(int64_t i = 0, int64_t k = 0) const { return {(*this)[k] + i, 1, row_}; }
+  RowMajor<T> left(int64_t i = 0, int64_t k = 0) const { return {(*this)[i] + k, row_}; }
+  ColumnMajor<T> transposed_left(int64_t i = 0, int64_t k = 0) const { return {(*this)[k] + i, row_}; }
 
  private:
   int64_t size_, row_;
