@@ -40,7 +40,7 @@ class GlowConfig:
     edge_bias: bool = option(True, "3x3 convolutions have a bias at the border")
     learn_top: bool = option(True, "learn mean and scale of the last level's noise")
     preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
-    alpha: float = option(0.05, "the logit sees alpha + (1 - 2 alpha) x")
+    alpha: float = option(1e-4, "the logit sees alpha + (1 - 2 alpha) x")
     classes: int = option(0, "number of classes, 0 for an unconditional model")
     context_features: int = option(0, "size of the context vector, 0 for none")
     condition: str = option("top", "what sees the class or context", ("top", "all"))

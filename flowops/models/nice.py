@@ -32,7 +32,7 @@ class NICEConfig:
     depth: int = option(5, "hidden layers of a coupling network")
     prior: str = option("normal", "density of the noise", ("normal", "logistic"))
     preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
-    alpha: float = option(1e-5, "the logit sees alpha + (1 - 2 alpha) x")
+    alpha: float = option(1e-4, "the logit sees alpha + (1 - 2 alpha) x")
     context_features: int = option(0, "size of the context vector, 0 for none")
 
     def __post_init__(self) -> None:

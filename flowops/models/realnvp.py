@@ -37,7 +37,7 @@ class RealNVPConfig:
     couplings: int = option(3, "couplings of a kind in a scale; one more in the last")
     norm: str = option("actnorm", "normalisation after a coupling", ("actnorm", "batch", "none"))
     preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
-    alpha: float = option(0.05, "the logit sees alpha + (1 - 2 alpha) x")
+    alpha: float = option(1e-4, "the logit sees alpha + (1 - 2 alpha) x")
     context_features: int = option(0, "size of the context vector, 0 for none")
 
     def __post_init__(self) -> None:
@@ -60,6 +60,7 @@ class RealNVP(Flow):
     the paper's order, with ``s = a * tanh(.)``. The coupling networks are gated residual networks
     with actnorm, in place of the paper's batch-normalised ones; as their last layer begins at
     zero, the amplitude ``a`` begins at 1 everywhere (with both at zero neither would ever learn).
+    The paper's ``alpha`` is 0.05; a small one costs less where many pixels are black.
 
     Args:
         config: sizes and choices.
