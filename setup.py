@@ -183,7 +183,7 @@ def cuda_architectures(torch: Any, cpp_extension: Any) -> str:
 
 
 def extension(
-    cpp_extension: Any, name: str, files: list[str], flags: list[str], macros: dict[str, str]
+    cpp_extension: Any, name: str, files: list[str], flags: list[str], macros: dict[str, str | None]
 ) -> Any:
     """One C++ extension module of the package."""
     # As system headers, torch's raise no warnings.

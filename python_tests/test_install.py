@@ -54,6 +54,8 @@ def make_environment(tmp_path: Path) -> Callable[[bool], Run]:
         def run(*arguments: str, cwd: Path = tmp_path) -> str:
             # Without the environment of the tests: whoever installs has not set it.
             kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CC", "CXX")}
+            # Where there is ccache, what one test has compiled is there for the next.
+            kept |= {"CCACHE_BASEDIR": str(tmp_path), "CCACHE_NOHASHDIR": "1"}
             done = subprocess.run(
                 [python, *arguments],
                 cwd=cwd,
