@@ -118,7 +118,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "alpha": 0.005,
         "steps": 8000,
         "lr": 2e-3,
-        "ema": 0.999,
         "eval_every": 500,
     },
 }
