@@ -10,8 +10,7 @@ def transforms_active() -> bool:
     """Whether a ``torch.func`` transform or forward-mode AD runs, which C++ Functions refuse."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return (
-        functorch.maybe_current_level() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
     )
 
 
