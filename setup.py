@@ -115,6 +115,19 @@ def cpu_capabilities() -> list[str]:
     )
 
 
+def find_toolkit() -> None:
+    """Sets CUDA_HOME, where it is unset, to where nvcc itself says it lies.
+
+    torch takes it from the path of nvcc, which may be a link or a script that lies elsewhere.
+    """
+    if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc") is None:
+        return
+    command = ["nvcc", "--dryrun", "-E", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    if place := re.search(r"^#\$ _HERE_=(.+)$", said, re.M):
+        os.environ["CUDA_HOME"] = str(Path(place[1]).parent)
+
+
 def nvcc_version(cuda_home: str | None) -> str | None:
     """Release of the toolkit's nvcc, such as "13.0", or None where there is no nvcc."""
     nvcc = Path(cuda_home) / "bin/nvcc" if cuda_home else None
@@ -213,6 +226,7 @@ def cuda_extension(cpp_extension: Any, cxx: str) -> Any:
 
 def native_modules(torch: Any) -> list[Any]:
     """Every extension module that this environment can build, announced in one line."""
+    find_toolkit()
     from torch.utils import cpp_extension
 
     cxx = check_compiler()

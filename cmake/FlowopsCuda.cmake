@@ -7,7 +7,8 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
 endif()
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
 enable_language(CUDA)
-if(NOT CMAKE_CUDA_COMPILER_VERSION MATCHES "^([0-9]+)\\." OR NOT FLOWOPS_TORCH_CUDA MATCHES "^${CMAKE_MATCH_1}\\.")
+string(REGEX MATCH "^[0-9]+" _flowops_toolkit_major "${CMAKE_CUDA_COMPILER_VERSION}")
+if(NOT FLOWOPS_TORCH_CUDA MATCHES "^${_flowops_toolkit_major}\\.")
   message(FATAL_ERROR
     "flowops: nvcc is CUDA ${CMAKE_CUDA_COMPILER_VERSION} but torch was built with CUDA ${FLOWOPS_TORCH_CUDA}; "
     "name that toolkit's nvcc with -DCMAKE_CUDA_COMPILER=")

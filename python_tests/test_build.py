@@ -127,6 +127,18 @@ def test_nvcc_is_asked_for_its_release(setup_py, tmp_path):
     assert setup_py.nvcc_version(str(tmp_path)) == "13.0"
 
 
+def test_toolkit_lies_where_nvcc_says(setup_py, monkeypatch, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/opt/toolkit/bin' >&2\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    for given, found in (("", "/opt/toolkit"), ("/mine", "/mine")):
+        monkeypatch.setenv("CUDA_HOME", given)
+        setup_py.find_toolkit()
+        assert os.environ["CUDA_HOME"] == found
+
+
 def test_other_machines_build_the_baseline_alone(setup_py, monkeypatch):
     monkeypatch.setattr(setup_py.platform, "machine", lambda: "aarch64")
     assert setup_py.cpu_capabilities() == ["DEFAULT"]
