@@ -1,4 +1,8 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linalg_lu_factor_ex.h>
+#include <ATen/ops/linalg_lu_solve.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -16,6 +20,8 @@ namespace {
 
 // Multiply-adds of all layers below which a second thread costs more than it brings.
 constexpr double kParallelWork = 50000;
+// Channels up to which our own factorisation and inverse together take no longer than LAPACK's two calls.
+constexpr int64_t kMaxOwnChannels = 192;
 // Rows of a triangular product that share the length of their sums.
 constexpr int64_t kBlockRows = 24;
 
@@ -114,6 +120,26 @@ struct Inverse {
   double logdet;
 };
 
+struct LapackFactors {
+  at::Tensor lu, pivots;
+  double logdet;
+
+  template <typename T>
+  explicit LapackFactors(const Layer<T>& layer) {
+    const auto type = c10::CppTypeToScalarType<T>::value;
+    const auto weight = at::from_blob(const_cast<T*>(layer.full), {layer.n, layer.n}, type);
+    std::tie(lu, pivots, std::ignore) = at::linalg_lu_factor_ex(weight.to(at::kDouble));
+    logdet = lu.diagonal().abs().log().sum().template item<double>();
+  }
+
+  PaddedMatrix<double> inverse() const {
+    const int64_t n = lu.size(0);
+    const auto solved = at::linalg_lu_solve(lu, pivots, at::eye(n, lu.options())).contiguous();
+    const double* data = solved.const_data_ptr<double>();
+    return PaddedMatrix<double>(n, [&](int64_t i, int64_t j) { return data[i * n + j]; });
+  }
+};
+
 template <typename T>
 double factor_full(const Layer<T>& layer, PaddedMatrix<double>& lu, std::vector<int64_t>& pivot) {
   for (int64_t i = 0; i < layer.n; ++i) std::copy_n(layer.full + i * layer.n, layer.n, lu[i]);
@@ -121,10 +147,23 @@ double factor_full(const Layer<T>& layer, PaddedMatrix<double>& lu, std::vector<
 }
 
 template <typename T>
+double full_logdet(const Layer<T>& layer) {
+  if (layer.n > kMaxOwnChannels) return LapackFactors(layer).logdet;
+  PaddedMatrix<double> lu(layer.n);
+  std::vector<int64_t> pivot;
+  return factor_full(layer, lu, pivot);
+}
+
+template <typename T>
 Inverse invert(const Layer<T>& layer) {
   const int64_t n = layer.n;
-  PaddedMatrix<double> lu(n);
   std::vector<int64_t> column(n), pivot;
+  if (layer.full && n > kMaxOwnChannels) {
+    const LapackFactors factors(layer);
+    std::iota(column.begin(), column.end(), 0);
+    return {factors.inverse(), std::move(column), factors.logdet};
+  }
+  PaddedMatrix<double> lu(n);
   double logdet = 0;
   if (layer.full) {
     logdet = factor_full(layer, lu, pivot);
@@ -169,9 +208,7 @@ void forward_layer(const PreparedLayer& p, bool inverse) {
     }
   } else {
     if (layer.full) {
-      PaddedMatrix<double> lu(n);
-      std::vector<int64_t> pivot;
-      logdet = factor_full(layer, lu, pivot);
+      logdet = full_logdet(layer);
       for (int64_t i = 0; i < n * n; ++i) weight[i] = layer.full[i] * layer.scale[i % n];
     } else {
       const auto product = multiply_lower(lower_factor(layer), upper_factor(layer, layer.scale));
@@ -186,7 +223,7 @@ void forward_layer(const PreparedLayer& p, bool inverse) {
 }
 
 // dL/dW without the log-det's part, and the actnorm's gradients; math/invertible_conv1x1.h has the
-// derivation. `matrix` is dL/dR diag(1) with the columns of R still scaled (forward), or dL/dW (inverse).
+// derivation. Forward: the gradient of the result, its columns not yet scaled.
 template <typename T>
 PaddedMatrix<T> fold_backward(const PreparedLayerBackward& p, const Layer<T>& layer, bool inverse) {
   const int64_t n = layer.n;
@@ -266,7 +303,7 @@ void full_backward_layer(const PreparedLayerBackward& p, bool inverse) {
   }
 }
 
-// The one check that reads values: an index outside the matrix would read foreign memory.
+// An index outside the matrix would read foreign memory.
 void check_permutations(const std::vector<PreparedLayer>& layers) {
   for (size_t i = 0; i < layers.size(); ++i) {
     std::vector<bool> seen(layers[i].channels);

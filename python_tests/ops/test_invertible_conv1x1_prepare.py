@@ -144,6 +144,19 @@ def test_pivots_where_the_diagonal_is_zero(device: torch.device) -> None:
         )
 
 
+def test_large_layers_are_factored_by_lapack(device: torch.device) -> None:
+    n = 200
+    weight = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, device=device)).Q * 1.1
+    weight.requires_grad_()
+    expected = torch.linalg.slogdet(weight).logabsdet
+    _, _, logdet = ops.invertible_conv1x1_full([weight])
+    assert_close(logdet[0], expected, dtype=torch.float64, factor=n)
+    (grad,) = torch.autograd.grad(logdet, weight, torch.ones_like(logdet))
+    assert_close(grad, torch.linalg.inv(weight).T, dtype=torch.float64)
+    (inverse,), _, _ = ops.invertible_conv1x1_full([weight], inverse=True)
+    assert_close(inverse, torch.linalg.inv(weight), dtype=torch.float64)
+
+
 def test_singular_weight_is_not_finite(device: torch.device) -> None:
     weight = torch.ones(3, 3, device=device)
     assert ops.invertible_conv1x1_full([weight])[2].item() == -torch.inf
