@@ -7,11 +7,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of log-determinants: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def split_params(params: Tensor, scale: str, layout: str) -> tuple[Tensor | None, Tensor]:
     """Return ``(raw_scale, shift)``; ``raw_scale`` is None for an additive coupling."""
     if scale == "additive":
