@@ -131,6 +131,7 @@ def invertible_conv1x1_lu(
         ([tensor([[0., 1.],
                 [1., 3.]])], [], tensor([0.]))
     """
+    _check_any_layer("invertible_conv1x1_lu", "lower", lower)
     if transforms_active():
         return reference.invertible_conv1x1_lu(
             lower,
@@ -195,6 +196,7 @@ def invertible_conv1x1_full(
         ([tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])], [], tensor([-1.3863]))
     """
+    _check_any_layer("invertible_conv1x1_full", "weight", weight)
     if transforms_active():
         return reference.invertible_conv1x1_full(
             weight,
@@ -205,6 +207,12 @@ def invertible_conv1x1_full(
     return torch.ops.flowops.invertible_conv1x1_full(
         list(weight), list(actnorm_bias), list(actnorm_log_scale), inverse
     )
+
+
+def _check_any_layer(op: str, name: str, layers: Tensors) -> None:
+    """Refuse an empty list here: without a tensor the dispatcher would not know which backend."""
+    if not len(layers):
+        raise ValueError(f"{op}: {name} must hold at least one layer, got an empty list")
 
 
 @torch.library.register_fake("flowops::invertible_conv1x1")

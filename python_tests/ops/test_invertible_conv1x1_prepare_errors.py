@@ -28,6 +28,7 @@ def prepare(layers: Layers) -> None:
 
 
 BAD: dict[str, tuple[Layers, str]] = {
+    "nothing": ({k: [] for k in GOOD}, "lower must hold at least one layer, got an empty list"),
     "empty": ({"lower": []}, "lower must hold at least one layer, got an empty list"),
     "square": ({"lower": [M, M[:2]]}, r"lower\[1\] must be a square matrix, got shape \[2, 3\]"),
     "dtype": ({"lower": [M.long()] * 2}, r"lower\[0\] must be floating-point, got Long"),
@@ -61,18 +62,56 @@ def test_bad_input_is_one_clear_error(case: str, inference: bool, device: torch.
         prepare(layers)
 
 
-def test_bad_full_weight_is_one_clear_error(device: torch.device) -> None:
-    message = r"invertible_conv1x1_full: weight\[0\] must be a square matrix, got shape \[2, 3\]"
-    with pytest.raises(ValueError, match=message):
-        ops.invertible_conv1x1_full([M[:2].to(device)])
+FULL: Layers = {key: GOOD[key] for key in ("actnorm_bias", "actnorm_log_scale")}
+BAD_FULL: dict[str, tuple[Layers, str]] = {
+    "nothing": (
+        {"weight": [], "actnorm_bias": [], "actnorm_log_scale": []},
+        "weight must hold at least one layer, got an empty list",
+    ),
+    "empty": ({"weight": []}, "weight must hold at least one layer, got an empty list"),
+    "square": ({"weight": [M, M[:2]]}, r"weight\[1\] must be a square matrix, got shape \[2, 3\]"),
+    "vector": ({"weight": [V, M]}, r"weight\[0\] must be a square matrix, got shape \[3\]"),
+    "dtype": ({"weight": [M.long()] * 2}, r"weight\[0\] must be floating-point, got Long"),
+    "mixed": ({"weight": [M, M.double()]}, r"weight\[1\] must be Float, got Double"),
+    "actnorm": (
+        {"actnorm_log_scale": []},
+        "actnorm_bias and actnorm_log_scale must be given together, got 2 and 0",
+    ),
+    "count": (
+        {"actnorm_bias": [V], "actnorm_log_scale": [V]},
+        "actnorm_bias must have one tensor a layer, 2, got 1",
+    ),
+    "shape": ({"actnorm_bias": [V, V[:1]]}, r"actnorm_bias\[1\] must have shape \[3\], got \[1\]"),
+    "actnorm_dtype": (
+        {"actnorm_log_scale": [V, V.half()]},
+        r"actnorm_log_scale\[1\] must be Float, got Half",
+    ),
+}
 
 
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("case", BAD_FULL)
+def test_bad_full_input_is_one_clear_error(
+    case: str, inference: bool, device: torch.device
+) -> None:
+    changed, message = BAD_FULL[case]
+    lists = {"weight": [M, M], **FULL, **changed}
+    layers = {k: [t.to(device) for t in ts] for k, ts in lists.items()}
+    with (
+        torch.inference_mode(inference),
+        pytest.raises(ValueError, match=rf"^invertible_conv1x1_full: {message}$"),
+    ):
+        ops.invertible_conv1x1_full(layers.pop("weight"), **layers)
+
+
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("index", [[0, 1, 1], [0, 1, 3], [-1, 0, 1]])
 def test_bad_permutation_is_refused(
-    index: list[int], device: torch.device, request: pytest.FixtureRequest
+    index: list[int], inference: bool, device: torch.device, request: pytest.FixtureRequest
 ) -> None:
     if request.config.getoption("--device") != "cpu":
         pytest.skip("reading the values would wait for the GPU")
     layers = GOOD | {"permutation": [torch.tensor(index), torch.arange(3)]}
-    with pytest.raises(ValueError, match=r"permutation\[0\] must hold each of 0 to 2 once, got"):
+    message = r"^invertible_conv1x1_lu: permutation\[0\] must hold each of 0 to 2 once, got .*$"
+    with torch.inference_mode(inference), pytest.raises(ValueError, match=message):
         prepare(layers)
