@@ -19,21 +19,36 @@ inline constexpr int kDotColumns = kVectorBytes == 64 ? 4 : 2;
 
 enum class GemmStart { kBias, kTarget };
 
-// A left factor, read one element at a time: element (i, k), and the factor from row i on.
+// A left factor, read one element at a time: element (i, k), and the factor from row i on, or from column k
+// on. From a column that is a multiple of kRun, the next kRun ones can be read.
 template <typename T>
 struct RowMajor {
+  static constexpr int kRun = 1;
   const T* data;
   int64_t stride;
   T operator()(int64_t i, int64_t k) const { return data[i * stride + k]; }
   RowMajor from_row(int64_t i) const { return {data + i * stride, stride}; }
+  RowMajor from_column(int64_t k) const { return {data + k, stride}; }
 };
 
 template <typename T>
 struct ColumnMajor {
+  static constexpr int kRun = 1;
   const T* data;
   int64_t stride;
   T operator()(int64_t i, int64_t k) const { return data[i + k * stride]; }
   ColumnMajor from_row(int64_t i) const { return {data + i, stride}; }
+  ColumnMajor from_column(int64_t k) const { return {data + k * stride, stride}; }
+};
+
+// Its columns are the lanes of vectors, each with its own address; `start` is that of the first row.
+template <typename T>
+struct LaneColumns {
+  static constexpr int kRun = Vec<T>::kLanes;
+  const T* const* vectors;
+  int64_t start, stride;
+  LaneColumns from_row(int64_t i) const { return {vectors, start + i * stride, stride}; }
+  RowMajor<T> from_column(int64_t k) const { return {vectors[k / kRun] + start, stride}; }
 };
 
 // c[v] = start + a b[v], or start - a b[v], for kRows rows and kVectors vectors of columns. Each vector has
@@ -49,16 +64,20 @@ inline void gemm_block(int64_t depth, Left a, const T* const* b, int64_t b_row, 
       sum[i][v] = kStart == GemmStart::kBias ? Vec<T>(bias[i]) : Vec<T>::load(c[v] + i * c_row);
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> columns[kVectors];
+  for (int64_t k = 0; k < depth; k += Left::kRun) {
+    const auto run = a.from_column(k);
+#pragma GCC unroll 16
+    for (int l = 0; l < Left::kRun; ++l) {
+      Vec<T> columns[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::load(b[v] + k * b_row);
+      for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::load(b[v] + (k + l) * b_row);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const T value = a(i, k);
-      const Vec<T> factor(kSubtract ? -value : value);
+      for (int i = 0; i < kRows; ++i) {
+        const T value = run(i, l);
+        const Vec<T> factor(kSubtract ? -value : value);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * columns[v];
+        for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * columns[v];
+      }
     }
   }
 #pragma GCC unroll 8
