@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ _SPLIT_SEED = 0
 _CIFAR_PIXELS = 3 * 32 * 32
 
 ByteArray = NDArray[np.uint8]
+LabelArray = NDArray[np.int64]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ImageData:
         test: ``(m, channels, height, width)``, never used for fitting.
         levels: Number of values a pixel can take.
         split: One sentence that says which images are held out.
+        train_labels: ``(n,)``, the class of each image, counted from 0; None where not asked for.
+        test_labels: ``(m,)``, likewise.
     """
 
     name: str
@@ -45,6 +50,13 @@ class ImageData:
     test: ByteArray
     levels: int
     split: str
+    train_labels: LabelArray | None = None
+    test_labels: LabelArray | None = None
+
+    @property
+    def classes(self) -> int:
+        """One more than the largest label of ``train``; 0 without labels."""
+        return 0 if self.train_labels is None else int(self.train_labels.max()) + 1
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -53,15 +65,18 @@ class ImageData:
         return channels, height, width
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 over both parts, so that a run can tell whether its data changed."""
+        """Return the SHA-256 over all that is here; a run can tell whether its data changed."""
         digest = hashlib.sha256()
         for part in (self.train, self.test):
             digest.update(repr((part.shape, self.levels)).encode())
             digest.update(np.ascontiguousarray(part).data)
+        for labels in (self.train_labels, self.test_labels):
+            if labels is not None:
+                digest.update(np.ascontiguousarray(labels).data)
         return digest.hexdigest()
 
 
-def load_images(source: str, *, levels: int | None = None) -> ImageData:
+def load_images(source: str, *, levels: int | None = None, labels: bool = False) -> ImageData:
     """Load and split the images that ``source`` names.
 
     Args:
@@ -71,16 +86,19 @@ def load_images(source: str, *, levels: int | None = None) -> ImageData:
             CIFAR batches, or images (apart in ``train`` and ``test``, or all together).
         levels: Number of values a pixel can take; by default 17 for ``digits``, the scalar
             ``levels`` of an ``.npz`` file that has one, and 256 for all else.
+        labels: Load the classes too: of ``digits``, ``fashion-mnist``, a folder of IDX files that
+            holds the two of labels, or an ``.npz`` file with ``train_labels`` and ``test_labels``.
 
     Returns:
         The images. Where the source has no test part, a tenth is held out by a fixed permutation.
 
     Raises:
         FileNotFoundError: The source is absent; the message says how to get it.
-        ValueError: The source is no image data, or a pixel is not in ``[0, levels)``.
+        ValueError: The source is no image data, a pixel is not in ``[0, levels)``, or labels are
+            asked for that are missing or do not fit.
     """
     if source == "digits":
-        return _load_digits(levels or 17)
+        return _load_digits(levels or 17, labels=labels)
     if source == "fashion-mnist":
         if not FASHION_MNIST_FOLDER.is_dir():
             raise FileNotFoundError(
@@ -88,13 +106,15 @@ def load_images(source: str, *, levels: int | None = None) -> ImageData:
                 "run `apt-get install dataset-fashion-mnist`, "
                 "or give --data a folder with its four files"
             )
-        return _load_path(FASHION_MNIST_FOLDER, levels, name="fashion-mnist")
+        data = _load_path(FASHION_MNIST_FOLDER, levels, name="fashion-mnist")
+        return _labelled(data, *_read_labels(FASHION_MNIST_FOLDER)) if labels else data
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"data: must be one of {', '.join(NAMED_SOURCES)} or an existing path, got {source}"
         )
-    return _load_path(path, levels, name=path.name)
+    data = _load_path(path, levels, name=path.name)
+    return _labelled(data, *_read_labels(path)) if labels else data
 
 
 def quantize(y: Tensor, levels: int) -> Tensor:
@@ -105,7 +125,7 @@ def quantize(y: Tensor, levels: int) -> Tensor:
     return y.nan_to_num(0.0).mul(levels).floor().clamp(0, levels - 1).to(torch.uint8)
 
 
-def _load_digits(levels: int) -> ImageData:
+def _load_digits(levels: int, *, labels: bool) -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -113,11 +133,14 @@ def _load_digits(levels: int) -> ImageData:
             "data: the digits come with scikit-learn, which is not installed; "
             "run `pip install scikit-learn`"
         ) from error
-    images = load_digits(return_X_y=True)[0].reshape(-1, 1, 8, 8)
+    flat, classes = load_digits(return_X_y=True)
+    images = flat.reshape(-1, 1, 8, 8)
     pixels = _pixels(images, levels, "digits")
-    train, test = _split(pixels, len(pixels) - DIGITS_TRAIN_IMAGES)
+    held_out = len(pixels) - DIGITS_TRAIN_IMAGES
+    train, test = _split(pixels, held_out)
     split = f"{len(test)} of {len(images)} images held out by a fixed permutation"
-    return ImageData("digits", train, test, levels, split)
+    data = ImageData("digits", train, test, levels, split)
+    return _labelled(data, *_split(classes, held_out)) if labels else data
 
 
 def _load_path(path: Path, levels: int | None, *, name: str) -> ImageData:
@@ -151,7 +174,7 @@ def _load_path(path: Path, levels: int | None, *, name: str) -> ImageData:
     return ImageData(name, train, test, levels, split)
 
 
-def _split(images: ByteArray, held_out: int) -> tuple[ByteArray, ByteArray]:
+def _split(images: NDArray[_Scalar], held_out: int) -> tuple[NDArray[_Scalar], NDArray[_Scalar]]:
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     return images[np.sort(order[held_out:])], images[np.sort(order[:held_out])]
 
@@ -272,6 +295,46 @@ def _find_idx(folder: Path, stem: str) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     return None
+
+
+def _read_labels(path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            if "train_labels" in file.files and "test_labels" in file.files:
+                return file["train_labels"], file["test_labels"]
+    stems = ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
+    train, test = (_find_idx(path, stem) for stem in stems)
+    if train and test:
+        return _parse_idx_labels(train), _parse_idx_labels(test)
+    raise ValueError(
+        f"data: {path} must hold labels, the two IDX files of them or `train_labels` and "
+        "`test_labels` in an .npz file; it has none"
+    )
+
+
+def _parse_idx_labels(path: Path) -> ByteArray:
+    raw = _read_bytes(path)
+    if raw[:4] != b"\0\0\x08\x01" or len(raw) != 8 + int.from_bytes(raw[4:8], "big"):
+        raise ValueError(
+            f"data: {path} must be a whole IDX file of labels (1 axis), got {len(raw)} bytes"
+        )
+    return np.frombuffer(raw, dtype=np.uint8, offset=8)
+
+
+def _labelled(data: ImageData, train: NDArray[np.generic], test: NDArray[np.generic]) -> ImageData:
+    for part, images, labels in (("train", data.train, train), ("test", data.test, test)):
+        if labels.dtype.kind not in "ui" or labels.shape != (len(images),):
+            raise ValueError(
+                f"data: {part} labels of {data.name} must be {len(images)} whole numbers, "
+                f"got {labels.dtype} of shape {labels.shape}"
+            )
+    classes = int(train.max()) + 1
+    low, high = min(train.min(), test.min()), max(train.max(), test.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"data: labels of {data.name} must be in [0, {classes}), got [{low}, {high}]"
+        )
+    return replace(data, train_labels=train.astype(np.int64), test_labels=test.astype(np.int64))
 
 
 def _read_images(folder: Path) -> ByteArray:

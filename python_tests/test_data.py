@@ -61,6 +61,62 @@ def test_array_layouts(tmp_path, shape, event):
     assert load_images(str(tmp_path / "a.npy")).event_shape == event
 
 
+def test_labels_stay_with_their_digits():
+    datasets = pytest.importorskip("sklearn.datasets")
+    data = load_images("digits", labels=True)
+    plain = load_images("digits")
+    assert data.classes == 10
+    assert plain.classes == 0
+    assert data.fingerprint() != plain.fingerprint()
+    images, targets = datasets.load_digits(return_X_y=True)
+    known = {
+        image.astype(np.uint8).tobytes(): target
+        for image, target in zip(images, targets, strict=True)
+    }
+    for part, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
+        assert [known[image.tobytes()] for image in part] == labels.tolist()
+
+
+def test_idx_labels(tmp_path, pixels):
+    classes = np.arange(20, dtype=np.uint8) % 3
+    for stem, part in (("train", slice(0, 15)), ("t10k", slice(15, 20))):
+        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(idx(pixels[part]))
+        packed = gzip.compress(idx(classes[part]))
+        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(packed)
+    data = load_images(str(tmp_path), labels=True)
+    assert data.classes == 3
+    assert data.train_labels.tolist() == classes[:15].tolist()
+    assert data.test_labels.tolist() == classes[15:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "must hold labels, the two IDX files of them or `train_labels`"),
+        (
+            {"train_labels": np.zeros(14, int), "test_labels": np.zeros(5, int)},
+            r"train labels of a.npz must be 15 whole numbers, got int64 of shape \(14,\)",
+        ),
+        (
+            {"train_labels": np.zeros(15), "test_labels": np.zeros(5, int)},
+            "train labels of a.npz must be 15 whole numbers, got float64",
+        ),
+        (
+            {"train_labels": np.arange(15) % 2, "test_labels": np.full(5, 2)},
+            r"labels of a.npz must be in \[0, 2\), got \[0, 2\]",
+        ),
+        (
+            {"train_labels": np.arange(15) - 1, "test_labels": np.zeros(5, int)},
+            r"labels of a.npz must be in \[0, 14\), got \[-1, 13\]",
+        ),
+    ],
+)
+def test_bad_labels_are_one_clear_error(tmp_path, pixels, labels, message):
+    np.savez(tmp_path / "a.npz", train=pixels[:15], test=pixels[15:], **labels)
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path / "a.npz"), labels=True)
+
+
 def test_npz_with_parts_and_levels(tmp_path, pixels):
     np.savez(tmp_path / "a.npz", train=pixels[:15] // 64, test=pixels[15:] // 64, levels=4)
     data = load_images(str(tmp_path / "a.npz"))

@@ -31,6 +31,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             model,
             data.test,
             data.levels,
+            labels=data.test_labels,
             importance_samples=samples,
             seed=arguments.seed,
             report=progress.update,
@@ -56,7 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    table = {f"{config.model}, after {step} steps ({bound})": bits} | baselines
+    table = {f"{config.title}, after {step} steps ({bound})": bits} | baselines
     say_table(
         f"{data.name}, bits/dim of {len(data.test):,} held-out images (lower is better):", table
     )

@@ -21,6 +21,7 @@ def held_out_bits(
     images: NDArray[np.uint8],
     levels: int,
     *,
+    labels: NDArray[np.int64] | None = None,
     importance_samples: int = 1,
     seed: int = 0,
     report: Callable[[int], None] | None = None,
@@ -34,18 +35,22 @@ def held_out_bits(
         model: The flow; it is judged in evaluation mode.
         images: ``(n, channels, height, width)``.
         levels: Number of values a pixel can take.
+        labels: ``(n,)``, for a class-conditional model: the bits are those given the class.
         importance_samples: Draws of the dequantisation noise an image.
         seed: Of the noise.
         report: Called with the number of images done since the last call.
     """
     total = 0.0
     for start in range(0, len(images), _BATCH):
-        values = torch.from_numpy(images[start : start + _BATCH]).to(model.dtype)
+        part = slice(start, start + _BATCH)
+        values = torch.from_numpy(images[part]).to(model.dtype)
+        context = None if labels is None else torch.from_numpy(labels[part]).to(model.device)
         bits = importance_weighted_bits_per_dim(
             model,
             values,
             levels=levels,
             samples=importance_samples,
+            context=context,
             generator=generator(seed, EVALUATION, start),
         )
         total += bits.sum().item()

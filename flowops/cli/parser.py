@@ -70,6 +70,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         _add_run(parser)
         parser.add_argument("--n", type=_positive, default=64, help="images (default: %(default)s)")
         parser.add_argument(
+            "--label", type=_natural, metavar="CLASS", help="default: each class in turn"
+        )
+        parser.add_argument(
             "--temperature", type=_positive_float, help="default: the run's --sample-temperature"
         )
         parser.add_argument(

@@ -33,7 +33,18 @@ def sample(arguments: argparse.Namespace) -> int:
         raise CommandError(f"--out must be a .png file in an existing folder, got {out}")
     model, config, step = load_run(Path(arguments.run), choose_device(arguments.device))
     temperature = arguments.temperature or config.train.sample_temperature
-    draw_grid(model, config, out, count=arguments.n, temperature=temperature, seed=arguments.seed)
+    label = arguments.label
+    if label is not None and label >= config.classes:
+        raise CommandError(f"--label must be below the run's {config.classes} classes, got {label}")
+    draw_grid(
+        model,
+        config,
+        out,
+        count=arguments.n,
+        temperature=temperature,
+        seed=arguments.seed,
+        label=label,
+    )
     if arguments.quiet:
         say_json({"out": str(out), "n": arguments.n, "temperature": temperature, "step": step})
     else:
@@ -79,15 +90,26 @@ def load_run(path: Path, device: torch.device) -> tuple[Flow, RunConfig, int]:
 
 @torch.no_grad()
 def draw_grid(
-    model: Flow, config: RunConfig, path: Path, *, count: int, temperature: float, seed: int
+    model: Flow,
+    config: RunConfig,
+    path: Path,
+    *,
+    count: int,
+    temperature: float,
+    seed: int,
+    label: int | None = None,
 ) -> None:
-    """Write ``count`` samples at ``temperature`` to ``path``."""
+    """Write ``count`` samples at ``temperature`` to ``path``, all of class ``label`` if given."""
     if count == 0:
         return
     was_training = model.training
     model.eval()
     source = torch.Generator(model.device).manual_seed(stream_seed(seed, SAMPLES))
-    images = model.sample((count,), temperature=temperature, generator=source)
+    context = None
+    if config.classes:
+        turns = torch.arange(count, device=model.device) % config.classes
+        context = turns if label is None else torch.full_like(turns, label)
+    images = model.sample((count,), context, temperature=temperature, generator=source)
     model.train(was_training)
     levels = config.data["levels"]
     write_grid(quantize(images.cpu(), levels).numpy(), levels, path)

@@ -11,7 +11,7 @@ from flowops.cli.errors import CommandError
 DEFAULT_MODEL = "glow"
 DEFAULT_DATA = "digits"
 
-# The data give the shape; images come without labels or context.
+# The data give the shape and the classes; images come without other context.
 _NOT_OPTIONS = frozenset({"event_shape", "context_features", "classes", "condition"})
 
 
@@ -27,6 +27,9 @@ class TrainSettings:
         DEFAULT_DATA, "digits, fashion-mnist, or a path (.npy .npz IDX CIFAR-binary, image folder)"
     )
     pixel_levels: int = _option(0, "values a pixel can take; 0 lets the data say")
+    class_conditional: bool = _option(
+        False, "model the images given their class (glow; data with labels)"
+    )
     steps: int = _option(2000, "optimiser steps")
     batch_size: int = _option(64, "images a step")
     lr: float = _option(1e-3, "peak learning rate of Adam")
@@ -144,6 +147,16 @@ class RunConfig:
     data: dict[str, Any]
     non_default: list[str]
     environment: dict[str, Any]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes the model is told of, 0 for an unconditional one."""
+        return self.model_options.get("classes", 0)
+
+    @property
+    def title(self) -> str:
+        """What to call the model in reports: bits given the class are not those without."""
+        return f"class-conditional {self.model}" if self.classes else self.model
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

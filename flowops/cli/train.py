@@ -88,7 +88,11 @@ def load_data(settings: TrainSettings) -> ImageData:
         CommandError: They are missing or malformed; the message says how to get them.
     """
     try:
-        return load_images(settings.data, levels=settings.pixel_levels or None)
+        return load_images(
+            settings.data,
+            levels=settings.pixel_levels or None,
+            labels=settings.class_conditional,
+        )
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
 
@@ -100,7 +104,10 @@ def _resolve(arguments: argparse.Namespace) -> tuple[TrainSettings, dict[str, An
     )
     if Path(options["data"]).exists():
         options["data"] = str(Path(options["data"]).resolve())
-    return split_options(options, MODELS[arguments.model].config)
+    config = MODELS[arguments.model].config
+    if options["class_conditional"] and "classes" not in config.__dataclass_fields__:
+        raise CommandError(f"--class-conditional needs glow, got {arguments.model}")
+    return split_options(options, config)
 
 
 def _refuse_other_settings(
@@ -126,7 +133,7 @@ def _new_config(
     return RunConfig(
         model=arguments.model,
         event_shape=data.event_shape,
-        model_options=model_options,
+        model_options=model_options | ({"classes": data.classes} if data.classes else {}),
         train=settings,
         data={
             "name": data.name,
@@ -165,7 +172,7 @@ def _announce(trainer: Trainer) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     shape = "x".join(str(size) for size in data.event_shape)
     say(
-        f"{config.model}, {parameters:,} parameters, on {trainer.device}; "
+        f"{config.title}, {parameters:,} parameters, on {trainer.device}; "
         f"run folder {trainer.folder.path}"
     )
     say(f"{data.name}: {len(data.train):,} images of {shape}, {data.levels} levels; {data.split}")
@@ -190,7 +197,7 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
         temperature=config.train.sample_temperature,
         seed=config.train.seed,
     )
-    title = f"{config.model} on {data.name}"
+    title = f"{config.title} on {data.name}"
     write_curve(list(folder.metrics.rows()), baselines, title, folder.curve)
     if trainer.quiet:
         say_json(
@@ -205,7 +212,7 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
             }
         )
         return
-    table = {f"{config.model}, after {trainer.step} steps": bits} | baselines
+    table = {f"{config.title}, after {trainer.step} steps": bits} | baselines
     say_table(
         f"held-out bits/dim of {len(data.test):,} images, uniform dequantisation (less is better):",
         table,

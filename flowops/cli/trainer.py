@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -87,7 +89,7 @@ class Trainer:
             fused=True,
         )
         self.window = torch.zeros(self.settings.log_every, dtype=torch.float64)
-        self.log_prob: Callable[[Tensor], Tensor] = (
+        self.log_prob: Callable[[Tensor, Tensor | None], Tensor] = (
             torch.compile(model.log_prob) if self.settings.compile else model.log_prob
         )
 
@@ -98,10 +100,11 @@ class Trainer:
 
     def begin(self) -> None:
         """Take the data-dependent initial values from some of the training images."""
-        images = self.data.train[self.order_start()]
+        chosen = self.order_start()
+        images = self.data.train[chosen]
         source = generator(self.settings.seed, INITIALISATION, 1)
         y = dequantize(torch.from_numpy(images).to(self.dtype), self.data.levels, generator=source)
-        self.model.initialize(y.to(self.device))
+        self.model.initialize(y.to(self.device), self._classes(chosen))
 
     def order_start(self) -> Any:
         """Return the indices of the images that initialisation sees."""
@@ -162,16 +165,17 @@ class Trainer:
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate(self.step)
-        y = self._batch()
+        y, context = self._batch()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = bits_per_dim(self.log_prob(y), self.config.event_shape, self.data.levels).mean()
+            log_prob = self.log_prob(y, context)
+            loss = bits_per_dim(log_prob, self.config.event_shape, self.data.levels).mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
         # One transfer before the update: what is not finite never reaches the weights.
         loss_value, norm_value = torch.stack([loss.detach().double(), norm.double()]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise self._not_finite(loss_value, y)
+            raise self._not_finite(loss_value, y, context)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -183,18 +187,23 @@ class Trainer:
         for mean, value in zip(averaged, current, strict=True):
             mean.lerp_(value, 1 - decay)
 
-    def _batch(self) -> Tensor:
-        values = torch.from_numpy(self.data.train[self.order.batch(self.step).numpy()])
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        chosen = self.order.batch(self.step).numpy()
+        values = torch.from_numpy(self.data.train[chosen])
         source = generator(self.settings.seed, DEQUANTISATION, self.step)
         y = dequantize(values.to(self.dtype), self.data.levels, generator=source)
-        return y.to(self.device, non_blocking=True)
+        return y.to(self.device, non_blocking=True), self._classes(chosen)
+
+    def _classes(self, chosen: NDArray[np.int64]) -> Tensor | None:
+        labels = self.data.train_labels
+        return None if labels is None else torch.from_numpy(labels[chosen]).to(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16"
         )
 
-    def _not_finite(self, loss: float, y: Tensor) -> CommandError:
+    def _not_finite(self, loss: float, y: Tensor, context: Tensor | None) -> CommandError:
         place = f"at step {self.step + 1}"
         kept = (
             "the last checkpoint is intact"
@@ -203,7 +212,7 @@ class Trainer:
         )
         if not math.isfinite(loss):
             with self._autocast():
-                layer = first_non_finite_layer(self.model, lambda: self.model.log_prob(y))
+                layer = first_non_finite_layer(self.model, lambda: self.model.log_prob(y, context))
             layer = layer or "every layer's output is finite, the density of the noise is not"
             return CommandError(f"loss is {loss} {place}: {layer}; {kept}", FAILURE)
         name = first_non_finite_parameter(self.model, gradients=True) or "all parameters together"
@@ -217,6 +226,7 @@ class Trainer:
             self.judged,
             self.data.test[:count],
             self.data.levels,
+            labels=None if self.data.test_labels is None else self.data.test_labels[:count],
             seed=self.settings.seed,
             report=report,
         )
