@@ -5,9 +5,8 @@
 #include <vector>
 
 #include "common/dispatch.h"
-#include "common/vec.h"
+#include "cpu/affine_coupling_tile.h"
 #include "cpu/tile.h"
-#include "math/affine_coupling.h"
 #include "ops/affine_coupling_operands.h"
 
 namespace flowops {
@@ -15,128 +14,6 @@ namespace {
 
 // Elements below which a second thread costs more than it brings.
 constexpr int64_t kGrain = 4096;
-
-template <typename T>
-struct ForwardTile {
-  const T *x, *raw, *shift, *amplitude, *mask;  // the last two may be null
-  T* z;
-  int64_t size;
-  ShiftPlacement placement;
-};
-
-// Returns the sum of log f over the tile.
-template <typename T, typename Map, bool kInverse>
-double forward_tile(const ForwardTile<T>& tile) {
-  const ForwardTile<T> t = tile;  // a copy that the stores below cannot alias
-  using V = Vec<T>;
-  const V first(t.placement.first), last(t.placement.last), zero(0), one(1);
-  V sum(0), product(1);
-  const auto step = [&](int64_t i, auto load, auto keep_lanes, auto store) {
-    const V x = load(t.x + i), shift = load(t.shift + i);
-    const V raw = t.raw ? load(t.raw + i) : zero;
-    const auto terms = Map::evaluate(raw, t.amplitude ? load(t.amplitude + i) : zero);
-    const V factor = kInverse ? terms.reciprocal : terms.value;
-    V z = affine_coupling_transform(x, factor, first * shift, last * shift);
-    V log_sum = keep_lanes(terms.log_sum, zero), log_product = keep_lanes(terms.log_product, one);
-    if (t.mask) {
-      const auto kept = load(t.mask + i) != zero;
-      z = select(kept, x, z);
-      log_sum = select(kept, zero, log_sum);
-      log_product = select(kept, one, log_product);
-    }
-    store(t.z + i, z);
-    sum += log_sum;
-    product *= log_product;
-  };
-  int64_t i = 0, factors = 0;
-  for (; i + V::kLanes <= t.size; i += V::kLanes) {
-    step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; }, [](T* p, V v) { v.store(p); });
-    if (++factors == kMaxLogFactors - 1) {
-      sum = sum - log(product);
-      product = one;
-      factors = 0;
-    }
-  }
-  if (const int64_t rest = t.size - i; rest > 0) {
-    const auto valid = V::first(rest);
-    step(
-        i, [rest](const T* p) { return V::load(p, rest); },
-        [&valid](V v, V neutral) { return select(valid, v, neutral); },
-        [rest](T* p, V v) { v.store(p, rest); });
-  }
-  return (sum - log(product)).sum();
-}
-
-template <typename T>
-struct BackwardTile {
-  const T *grad_z, *saved, *raw, *amplitude, *mask;    // the last two may be null
-  T *grad_x, *grad_raw, *grad_shift, *grad_amplitude;  // the last may be null
-  int64_t size;
-  T grad_logdet;
-  bool shift_first;
-};
-
-template <typename T, typename Map, bool kInverse>
-void backward_tile(const BackwardTile<T>& tile) {
-  const BackwardTile<T> t = tile;  // a copy that the stores below cannot alias
-  using V = Vec<T>;
-  const V grad_logdet(t.grad_logdet), zero(0);
-  const auto step = [&](int64_t i, auto load, auto store) {
-    const V grad_z = load(t.grad_z + i);
-    const auto terms = Map::evaluate(load(t.raw + i), t.amplitude ? load(t.amplitude + i) : zero);
-    auto grad =
-        affine_coupling_gradient(grad_z, grad_logdet, load(t.saved + i), terms, t.shift_first, kInverse);
-    if (t.mask) {
-      const auto kept = load(t.mask + i) != zero;
-      grad.x = select(kept, grad_z, grad.x);
-      grad.raw = select(kept, zero, grad.raw);
-      grad.shift = select(kept, zero, grad.shift);
-      grad.amplitude = select(kept, zero, grad.amplitude);
-    }
-    store(t.grad_x + i, grad.x);
-    store(t.grad_raw + i, grad.raw);
-    store(t.grad_shift + i, grad.shift);
-    if (t.grad_amplitude) store(t.grad_amplitude + i, grad.amplitude);
-  };
-  int64_t i = 0;
-  for (; i + V::kLanes <= t.size; i += V::kLanes) {
-    step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
-  }
-  if (const int64_t rest = t.size - i; rest > 0) {
-    step(i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
-  }
-}
-
-template <typename T, template <typename> class Tile, typename Result>
-using TileFunction = Result (*)(const Tile<T>&);
-
-template <typename T>
-TileFunction<T, ForwardTile, double> pick_forward(ScaleMap map, bool inverse) {
-  switch (map) {
-    case ScaleMap::kAdditive:
-      return inverse ? forward_tile<T, AdditiveScale, true> : forward_tile<T, AdditiveScale, false>;
-    case ScaleMap::kExp: return inverse ? forward_tile<T, ExpScale, true> : forward_tile<T, ExpScale, false>;
-    case ScaleMap::kTanhExp:
-      return inverse ? forward_tile<T, TanhExpScale, true> : forward_tile<T, TanhExpScale, false>;
-    case ScaleMap::kSigmoid:
-      return inverse ? forward_tile<T, SigmoidScale, true> : forward_tile<T, SigmoidScale, false>;
-  }
-  return nullptr;
-}
-
-template <typename T>
-TileFunction<T, BackwardTile, void> pick_backward(ScaleMap map, bool inverse) {
-  switch (map) {
-    case ScaleMap::kAdditive: break;  // composed in autograd: no arithmetic worth a kernel
-    case ScaleMap::kExp:
-      return inverse ? backward_tile<T, ExpScale, true> : backward_tile<T, ExpScale, false>;
-    case ScaleMap::kTanhExp:
-      return inverse ? backward_tile<T, TanhExpScale, true> : backward_tile<T, TanhExpScale, false>;
-    case ScaleMap::kSigmoid:
-      return inverse ? backward_tile<T, SigmoidScale, true> : backward_tile<T, SigmoidScale, false>;
-  }
-  return nullptr;
-}
 
 template <typename scalar_t>
 void copy_kept(const KeptBlock (&blocks)[2], int64_t batch) {
@@ -163,15 +40,22 @@ void for_each_chunk(const Params& p, int64_t chunks, const Body& body) {
   at::parallel_for(0, p.batch * chunks, std::max<int64_t>(1, kGrain / work), body);
 }
 
-// Samples of one tile that is read and written in place: nothing but pointers changes from one to the next.
+// Samples that are read and written in place, each a contiguous row of one chunk.
 template <typename scalar_t, typename opmath_t, size_t kCount>
-bool single_direct_tile(const TileGrid& grid, const Operand* const (&operands)[kCount]) {
-  if (grid.tiles() != 1) return false;
+bool direct_samples(const TileGrid& grid, const Operand* const (&operands)[kCount]) {
+  if (grid.chunks() != 1 || !grid.single_row()) return false;
   const Tile t = grid.tile(0, 0);
   for (const Operand* a : operands) {
     if (a->data != nullptr && !is_direct<scalar_t, opmath_t>(*a, t)) return false;
   }
   return true;
+}
+
+// Samples that go through the kernel in one call.
+constexpr int64_t kMaxSamples = 64;
+
+int64_t samples_at_once(int64_t size) {
+  return std::clamp<int64_t>(kTileSize / std::max<int64_t>(size, 1), 1, kMaxSamples);
 }
 
 template <typename opmath_t>
@@ -181,7 +65,7 @@ opmath_t* sample_start(const Operand& a, int64_t batch) {
 
 template <typename scalar_t, typename opmath_t>
 double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
-                     TileFunction<opmath_t, ForwardTile, double> run) {
+                     ForwardFunction<opmath_t> run) {
   alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
   alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
   const auto placement = shift_placement(p.shift_then_scale, p.inverse);
@@ -198,26 +82,31 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
     tile.z = output_tile<scalar_t>(p.z, t, z);
     tile.size = t.size();
     tile.placement = placement;
-    logdet += run(tile);
+    double total = 0;
+    run(tile, ForwardStep{}, 1, &total);
+    logdet += total;
     store_tile<scalar_t>(p.z, t, tile.z);
   }
   return p.inverse ? -logdet : logdet;
 }
 
 template <typename opmath_t, typename Finish>
-void forward_direct(const AffineCouplingParams& p, const TileGrid& grid, int64_t begin, int64_t end,
-                    TileFunction<opmath_t, ForwardTile, double> run, const Finish& finish) {
+void forward_direct(const AffineCouplingParams& p, int64_t begin, int64_t end, ForwardFunction<opmath_t> run,
+                    const Finish& finish) {
+  const ForwardStep step{p.x.batch, p.raw.batch, p.shift.batch, p.z.batch};
   ForwardTile<opmath_t> tile{};
-  tile.size = grid.tile(0, 0).size();
+  tile.size = p.inner;
   tile.placement = shift_placement(p.shift_then_scale, p.inverse);
-  for (int64_t batch = begin; batch < end; ++batch) {
-    copy_kept<opmath_t>(p.kept, batch);
+  double totals[kMaxSamples];
+  for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
+    count = std::min(count, end - batch);
+    for (int64_t s = 0; s < count; ++s) copy_kept<opmath_t>(p.kept, batch + s);
     tile.x = sample_start<opmath_t>(p.x, batch);
     tile.raw = sample_start<opmath_t>(p.raw, batch);
     tile.shift = sample_start<opmath_t>(p.shift, batch);
     tile.z = sample_start<opmath_t>(p.z, batch);
-    const double total = run(tile);
-    finish(batch, p.inverse ? -total : total);
+    run(tile, step, count, totals);
+    for (int64_t s = 0; s < count; ++s) finish(batch + s, p.inverse ? -totals[s] : totals[s]);
   }
 }
 
@@ -232,10 +121,10 @@ void run_forward(const AffineCouplingParams& p) {
     logdet[batch] = static_cast<opmath_t>(total + (logdet_in ? double(logdet_in[batch]) : 0.0));
   };
   const bool direct = !p.amplitude.data && !p.mask.data &&
-                      single_direct_tile<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
+                      direct_samples<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
   std::vector<double> partial(chunks > 1 ? p.batch * chunks : 0);
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
-    if (direct) return forward_direct<opmath_t>(p, grid, begin, end, run, finish);
+    if (direct) return forward_direct<opmath_t>(p, begin, end, run, finish);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
@@ -256,7 +145,7 @@ void run_forward(const AffineCouplingParams& p) {
 
 template <typename scalar_t, typename opmath_t>
 void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
-                    TileFunction<opmath_t, BackwardTile, void> run) {
+                    BackwardFunction<opmath_t> run) {
   alignas(64) opmath_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
   alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
   alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize],
@@ -277,9 +166,9 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
     if (p.grad_amplitude.data)
       tile.grad_amplitude = output_tile<opmath_t>(p.grad_amplitude, t, grad_amplitude);
     tile.size = t.size();
-    tile.grad_logdet = grad_logdet[batch * p.grad_logdet_stride];
+    tile.grad_logdet = grad_logdet + batch * p.grad_logdet_stride;
     tile.shift_first = p.shift_then_scale != p.inverse;
-    run(tile);
+    run(tile, BackwardStep{}, 1);
     store_tile<scalar_t>(p.grad_x, t, tile.grad_x);
     store_tile<scalar_t>(p.grad_raw, t, tile.grad_raw);
     store_tile<scalar_t>(p.grad_shift, t, tile.grad_shift);
@@ -288,22 +177,25 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
 }
 
 template <typename opmath_t>
-void backward_direct(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t begin, int64_t end,
-                     TileFunction<opmath_t, BackwardTile, void> run) {
+void backward_direct(const AffineCouplingBackwardParams& p, int64_t begin, int64_t end,
+                     BackwardFunction<opmath_t> run) {
   const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
+  const BackwardStep step{p.grad_z.batch,   p.saved.batch,      p.raw.batch,         p.grad_x.batch,
+                          p.grad_raw.batch, p.grad_shift.batch, p.grad_logdet_stride};
   BackwardTile<opmath_t> tile{};
-  tile.size = grid.tile(0, 0).size();
+  tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
-  for (int64_t batch = begin; batch < end; ++batch) {
-    copy_kept<opmath_t>(p.kept, batch);
+  for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
+    count = std::min(count, end - batch);
+    for (int64_t s = 0; s < count; ++s) copy_kept<opmath_t>(p.kept, batch + s);
     tile.grad_z = sample_start<opmath_t>(p.grad_z, batch);
     tile.saved = sample_start<opmath_t>(p.saved, batch);
     tile.raw = sample_start<opmath_t>(p.raw, batch);
     tile.grad_x = sample_start<opmath_t>(p.grad_x, batch);
     tile.grad_raw = sample_start<opmath_t>(p.grad_raw, batch);
     tile.grad_shift = sample_start<opmath_t>(p.grad_shift, batch);
-    tile.grad_logdet = grad_logdet[batch * p.grad_logdet_stride];
-    run(tile);
+    tile.grad_logdet = grad_logdet + batch * p.grad_logdet_stride;
+    run(tile, step, count);
   }
 }
 
@@ -313,10 +205,10 @@ void run_backward(const AffineCouplingBackwardParams& p) {
   const auto run = pick_backward<opmath_t>(p.scale_map, p.inverse);
   const int64_t chunks = grid.chunks();
   const bool direct = !p.amplitude.data && !p.mask.data &&
-                      single_direct_tile<scalar_t, opmath_t>(
+                      direct_samples<scalar_t, opmath_t>(
                           grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
-    if (direct) return backward_direct<opmath_t>(p, grid, begin, end, run);
+    if (direct) return backward_direct<opmath_t>(p, begin, end, run);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "common/operand.h"
+#include "cpu/row.h"
 
 namespace flowops {
 
@@ -31,6 +32,8 @@ class TileGrid {
 
   int64_t tiles() const { return inner_ == 0 ? 0 : (outer_ + rows_ - 1) / rows_ * per_row_; }
   int64_t chunks() const { return std::max<int64_t>(1, (tiles() + kTilesPerChunk - 1) / kTilesPerChunk); }
+
+  bool single_row() const { return outer_ == 1; }
 
   Tile tile(int64_t batch, int64_t index) const {
     const int64_t outer = index / per_row_ * rows_, inner = index % per_row_ * kTileSize;
@@ -61,7 +64,7 @@ const opmath_t* load_tile(const Operand& a, const Tile& t, opmath_t* buffer) {
     const scalar_t* row = source + r * a.outer;
     opmath_t* out = buffer + r * t.columns;
     if (a.inner == 1) {
-      for (int64_t c = 0; c < t.columns; ++c) out[c] = static_cast<opmath_t>(row[c]);
+      load_row(row, out, t.columns);
     } else {
       for (int64_t c = 0; c < t.columns; ++c) out[c] = static_cast<opmath_t>(row[c * a.inner]);
     }
@@ -86,7 +89,7 @@ void store_tile(const Operand& a, const Tile& t, const opmath_t* buffer) {
     scalar_t* row = target + r * a.outer;
     const opmath_t* in = buffer + r * t.columns;
     if (a.inner == 1) {
-      for (int64_t c = 0; c < t.columns; ++c) row[c] = static_cast<scalar_t>(in[c]);
+      store_row(in, row, t.columns);
     } else {
       for (int64_t c = 0; c < t.columns; ++c) row[c * a.inner] = static_cast<scalar_t>(in[c]);
     }

@@ -51,7 +51,8 @@ struct SigmoidScale {
     const V e = exp(-abs(u)), sum = one + e;
     const auto positive = u >= zero;
     const V numerator = select(positive, one, e), complement = select(positive, e, one);
-    return {numerator / sum, sum / numerator, select(positive, zero, u), sum, complement / sum, zero};
+    const V r = reciprocal(sum);
+    return {numerator * r, sum / numerator, select(positive, zero, u), sum, complement * r, zero};
   }
 };
 

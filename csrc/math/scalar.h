@@ -19,6 +19,11 @@ FLOWOPS_HOST_DEVICE double abs(double x) { return ::fabs(x); }
 // clang-format on
 
 template <typename T>
+FLOWOPS_HOST_DEVICE T reciprocal(T x) {
+  return T(1) / x;
+}
+
+template <typename T>
 FLOWOPS_HOST_DEVICE T select(bool condition, T yes, T no) {
   return condition ? yes : no;
 }
