@@ -51,6 +51,11 @@ bool direct_samples(const TileGrid& grid, const Operand* const (&operands)[kCoun
   return true;
 }
 
+// Samples of one row, several of which fit a tile.
+bool short_samples(const TileGrid& grid, int64_t inner) {
+  return grid.single_row() && inner > 0 && inner <= kTileSize;
+}
+
 // Samples that go through the kernel in one call.
 constexpr int64_t kMaxSamples = 64;
 
@@ -62,6 +67,10 @@ template <typename opmath_t>
 opmath_t* sample_start(const Operand& a, int64_t batch) {
   return a.data == nullptr ? nullptr : static_cast<opmath_t*>(a.data) + batch * a.batch;
 }
+
+// Several samples as the rows of one tile; each must be one row (outer == 1).
+Tile sample_rows(int64_t batch, int64_t count, int64_t size) { return {0, batch, 0, count, size}; }
+Operand by_sample(const Operand& a) { return {a.data, 0, a.batch, a.inner}; }
 
 template <typename scalar_t, typename opmath_t>
 double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
@@ -110,6 +119,31 @@ void forward_direct(const AffineCouplingParams& p, int64_t begin, int64_t end, F
   }
 }
 
+// As forward_direct, through buffers, for samples that are short and not in place.
+template <typename scalar_t, typename opmath_t, typename Finish>
+void forward_gathered(const AffineCouplingParams& p, int64_t begin, int64_t end,
+                      ForwardFunction<opmath_t> run, const Finish& finish) {
+  alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
+  double totals[kMaxSamples];
+  ForwardTile<opmath_t> tile{x,       p.raw.data ? raw : nullptr,
+                             shift,   nullptr,
+                             nullptr, z,
+                             p.inner, shift_placement(p.shift_then_scale, p.inverse)};
+  for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
+    count = std::min(count, end - batch);
+    const Tile rows = sample_rows(batch, count, p.inner);
+    tile.x = load_tile<scalar_t>(by_sample(p.x), rows, x);
+    if (p.raw.data) tile.raw = load_tile<scalar_t>(by_sample(p.raw), rows, raw);
+    tile.shift = load_tile<scalar_t>(by_sample(p.shift), rows, shift);
+    run(tile, {p.inner, p.inner, p.inner, p.inner}, count, totals);
+    store_tile<scalar_t>(by_sample(p.z), rows, z);
+    for (int64_t s = 0; s < count; ++s) {
+      copy_kept<scalar_t>(p.kept, batch + s);
+      finish(batch + s, p.inverse ? -totals[s] : totals[s]);
+    }
+  }
+}
+
 template <typename scalar_t, typename opmath_t>
 void run_forward(const AffineCouplingParams& p) {
   const TileGrid grid(p.outer, p.inner);
@@ -120,11 +154,13 @@ void run_forward(const AffineCouplingParams& p) {
   const auto finish = [&](int64_t batch, double total) {
     logdet[batch] = static_cast<opmath_t>(total + (logdet_in ? double(logdet_in[batch]) : 0.0));
   };
-  const bool direct = !p.amplitude.data && !p.mask.data &&
-                      direct_samples<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
+  const bool plain = !p.amplitude.data && !p.mask.data;
+  const bool gathered = plain && !std::is_same_v<scalar_t, opmath_t> && short_samples(grid, p.inner);
+  const bool direct = plain && direct_samples<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
   std::vector<double> partial(chunks > 1 ? p.batch * chunks : 0);
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
     if (direct) return forward_direct<opmath_t>(p, begin, end, run, finish);
+    if (gathered) return forward_gathered<scalar_t, opmath_t>(p, begin, end, run, finish);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
@@ -199,16 +235,45 @@ void backward_direct(const AffineCouplingBackwardParams& p, int64_t begin, int64
   }
 }
 
+// As backward_direct, through buffers, for samples that are short and not in place.
+template <typename scalar_t, typename opmath_t>
+void backward_gathered(const AffineCouplingBackwardParams& p, int64_t begin, int64_t end,
+                       BackwardFunction<opmath_t> run) {
+  alignas(64) opmath_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
+  alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize];
+  const int64_t n = p.inner;
+  BackwardTile<opmath_t> tile{};
+  tile.grad_x = grad_x, tile.grad_raw = grad_raw, tile.grad_shift = grad_shift;
+  tile.size = n;
+  tile.shift_first = p.shift_then_scale != p.inverse;
+  for (int64_t batch = begin, count = samples_at_once(n); batch < end; batch += count) {
+    count = std::min(count, end - batch);
+    const Tile rows = sample_rows(batch, count, n);
+    tile.grad_z = load_tile<scalar_t>(by_sample(p.grad_z), rows, grad_z);
+    tile.saved = load_tile<scalar_t>(by_sample(p.saved), rows, saved);
+    tile.raw = load_tile<scalar_t>(by_sample(p.raw), rows, raw);
+    tile.grad_logdet = static_cast<const opmath_t*>(p.grad_logdet) + batch * p.grad_logdet_stride;
+    run(tile, {n, n, n, n, n, n, p.grad_logdet_stride}, count);
+    store_tile<scalar_t>(by_sample(p.grad_x), rows, grad_x);
+    store_tile<scalar_t>(by_sample(p.grad_raw), rows, grad_raw);
+    store_tile<scalar_t>(by_sample(p.grad_shift), rows, grad_shift);
+    for (int64_t s = 0; s < count; ++s) copy_kept<scalar_t>(p.kept, batch + s);
+  }
+}
+
 template <typename scalar_t, typename opmath_t>
 void run_backward(const AffineCouplingBackwardParams& p) {
   const TileGrid grid(p.outer, p.inner);
   const auto run = pick_backward<opmath_t>(p.scale_map, p.inverse);
   const int64_t chunks = grid.chunks();
-  const bool direct = !p.amplitude.data && !p.mask.data &&
-                      direct_samples<scalar_t, opmath_t>(
-                          grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
+  const bool plain = !p.amplitude.data && !p.mask.data;
+  const bool gathered = plain && !std::is_same_v<scalar_t, opmath_t> && short_samples(grid, p.inner);
+  const bool direct =
+      plain && direct_samples<scalar_t, opmath_t>(
+                   grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
     if (direct) return backward_direct<opmath_t>(p, begin, end, run);
+    if (gathered) return backward_gathered<scalar_t, opmath_t>(p, begin, end, run);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
