@@ -162,16 +162,17 @@ FLOWOPS_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
 #endif
 }
 
-// 1 / x to the last place for x in [1, 2]: an estimate of 14 bits and a Newton step beat the divider.
+// a / b for b in [1, 2]: a reciprocal from an estimate of 14 bits and a Newton step beats the divider, and
+// serves several quotients.
 template <typename T>
-FLOWOPS_INLINE Vec<T> reciprocal(Vec<T> x) {
+FLOWOPS_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) {
-    const Vec<T> r(_mm512_maskz_rcp14_ps(-1, x.lanes));
-    return r + r * (Vec<T>(1) - x * r);
+    const Vec<T> r(_mm512_maskz_rcp14_ps(-1, b.lanes));
+    return a * (r + r * (Vec<T>(1) - b * r));
   }
 #endif
-  return Vec<T>(1) / x;
+  return a / b;
 }
 
 // p * 2^n, by two factors so that neither overflows before the product does.

@@ -51,8 +51,9 @@ struct SigmoidScale {
     const V e = exp(-abs(u)), sum = one + e;
     const auto positive = u >= zero;
     const V numerator = select(positive, one, e), complement = select(positive, e, one);
-    const V r = reciprocal(sum);
-    return {numerator * r, sum / numerator, select(positive, zero, u), sum, complement * r, zero};
+    return {quotient(numerator, sum),  sum / numerator,
+            select(positive, zero, u), sum,
+            quotient(complement, sum), zero};
   }
 };
 

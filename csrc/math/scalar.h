@@ -19,8 +19,8 @@ FLOWOPS_HOST_DEVICE double abs(double x) { return ::fabs(x); }
 // clang-format on
 
 template <typename T>
-FLOWOPS_HOST_DEVICE T reciprocal(T x) {
-  return T(1) / x;
+FLOWOPS_HOST_DEVICE T quotient(T a, T b) {
+  return a / b;
 }
 
 template <typename T>
