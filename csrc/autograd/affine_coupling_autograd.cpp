@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "autograd/wants_graph.h"
 #include "ops/affine_coupling.h"
 
 namespace flowops {
@@ -146,6 +147,10 @@ std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tenso
                                                     const OptionalTensor& mask, const OptionalTensor& logdet,
                                                     int64_t start, int64_t scale, int64_t order,
                                                     int64_t layout, bool inverse) {
+  if (!wants_graph(x, params, amplitude, logdet)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
+  }
   const auto result =
       AffineCoupling::apply(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
   return {result[0], result[1]};

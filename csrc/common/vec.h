@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -28,7 +29,7 @@ struct FloatTraits<float> {
   using Int = int32_t;
   typedef float Native __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kMantissaBits = 23, kBias = 127, kExpDegree = 7, kLogTerms = 5;
+  static constexpr int kMantissaBits = 23, kBias = 127, kLogTerms = 5;
   static constexpr float kExpLow = -104.f, kExpHigh = 89.f, kRound = 12582912.f;  // 1.5 * 2^23
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 };
@@ -146,6 +147,29 @@ FLOWOPS_INLINE Vec<T> abs(Vec<T> x) {
   return x;
 }
 
+template <typename T>
+FLOWOPS_INLINE Vec<T> negative_abs(Vec<T> x) {
+  typename Vec<T>::Bits bits;
+  std::memcpy(&bits, &x.lanes, sizeof(bits));
+  bits |= std::numeric_limits<typename Vec<T>::Int>::min();
+  std::memcpy(&x.lanes, &bits, sizeof(bits));
+  return x;
+}
+
+// Of a NaN and a number, the NaN as first argument wins.
+template <typename T>
+FLOWOPS_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm512_min_ps(b.lanes, a.lanes));
+  } else {
+    return Vec<T>(_mm512_min_pd(b.lanes, a.lanes));
+  }
+#else
+  return Vec<T>(b.lanes < a.lanes ? b.lanes : a.lanes);
+#endif
+}
+
 // A NaN stays one.
 template <typename T>
 FLOWOPS_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
@@ -198,19 +222,48 @@ FLOWOPS_INLINE Vec<T> scale_by_power_of_two(Vec<T> p, Vec<T> n) {
 #endif
 }
 
-// Cody-Waite reduction to |r| <= ln(2)/2 and the Taylor polynomial; 0, inf and NaN as std::exp gives them.
+// The integer next to y, and what is left.
 template <typename T>
-FLOWOPS_INLINE Vec<T> exp(Vec<T> x) {
-  using Traits = FloatTraits<T>;
+FLOWOPS_INLINE void split_integer(Vec<T> y, Vec<T>& integer, Vec<T>& rest) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) {
+    rest = Vec<T>(_mm512_reduce_ps(y.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    integer = y - rest;
+    return;
+  }
+#endif
+  integer = y + Vec<T>(FloatTraits<T>::kRound) - Vec<T>(FloatTraits<T>::kRound);
+  rest = y - integer;
+}
+
+// 2^(x log2 e): the rounding of the product weighs as much as one more rounding of x would.
+FLOWOPS_INLINE Vec<float> exp(Vec<float> x) {
+  // Minimax for 2^r - 1 over r on |r| <= 1/2, so that exp(0) is 1; relative error 4e-9.
+  constexpr float kCoefficients[] = {1.54697322e-4f, 1.34100008e-3f, 9.61803086e-3f,
+                                     5.55029735e-2f, 2.40226507e-1f, 6.93147242e-1f};
+#ifndef __AVX512F__  // which saturates by itself
+  x = clamp(x, FloatTraits<float>::kExpLow, FloatTraits<float>::kExpHigh);
+#endif
+  Vec<float> n, r;
+  split_integer(x * Vec<float>(1.44269504f), n, r);
+  Vec<float> p(kCoefficients[0]);
+  for (int k = 1; k < 6; ++k) p = p * r + Vec<float>(kCoefficients[k]);
+  return scale_by_power_of_two(p * r + Vec<float>(1), n);
+}
+
+// Cody-Waite reduction to |r| <= ln(2)/2 and the Taylor polynomial; 0, inf and NaN as std::exp gives them.
+FLOWOPS_INLINE Vec<double> exp(Vec<double> x) {
+  using Traits = FloatTraits<double>;
   x = clamp(x, Traits::kExpLow, Traits::kExpHigh);
-  const Vec<T> n = x * Vec<T>(T(1.4426950408889634)) + Vec<T>(Traits::kRound) - Vec<T>(Traits::kRound);
-  const Vec<T> r = x - n * Vec<T>(Traits::kLn2High) - n * Vec<T>(Traits::kLn2Low);
-  T coefficient = 1;
-  for (int k = 2; k <= Traits::kExpDegree; ++k) coefficient /= T(k);
-  Vec<T> p(coefficient);
+  Vec<double> n, rest;
+  split_integer(x * Vec<double>(1.4426950408889634), n, rest);
+  const Vec<double> r = x - n * Vec<double>(Traits::kLn2High) - n * Vec<double>(Traits::kLn2Low);
+  double coefficient = 1;
+  for (int k = 2; k <= Traits::kExpDegree; ++k) coefficient /= k;
+  Vec<double> p(coefficient);
   for (int k = Traits::kExpDegree; k >= 1; --k) {
-    coefficient *= T(k);
-    p = p * r + Vec<T>(coefficient);
+    coefficient *= k;
+    p = p * r + Vec<double>(coefficient);
   }
   return scale_by_power_of_two(p, n);
 }
@@ -246,6 +299,38 @@ FLOWOPS_INLINE Vec<T> tanh(Vec<T> x) {
                        (((Vec<T>(28) * y + Vec<T>(3150)) * y + Vec<T>(62370)) * y + Vec<T>(135135));
   const Vec<T> large = Vec<T>(1) - Vec<T>(2) / (exp(size + size) + Vec<T>(1));
   return select(size < Vec<T>(T(0.3)), small, select(x < Vec<T>(0), -large, large));
+}
+
+// One level of reduce_rows: a and b hold rows of kWidth lanes, and the result the same rows at half the width.
+template <int kWidth, typename T, typename Op, size_t... kLane>
+FLOWOPS_INLINE Vec<T> halve_rows(Vec<T> a, Vec<T> b, const Op& op, std::index_sequence<kLane...>) {
+  constexpr int kHalf = kWidth / 2;
+#ifdef __clang__
+  const auto low = __builtin_shufflevector(a.lanes, b.lanes, (kLane / kHalf * kWidth + kLane % kHalf)...);
+  const auto high =
+      __builtin_shufflevector(a.lanes, b.lanes, (kLane / kHalf * kWidth + kLane % kHalf + kHalf)...);
+#else
+  using Bits = typename Vec<T>::Bits;
+  constexpr Bits kLow = {(kLane / kHalf * kWidth + kLane % kHalf)...};
+  const auto low = __builtin_shuffle(a.lanes, b.lanes, kLow);
+  const auto high = __builtin_shuffle(a.lanes, b.lanes, kLow + kHalf);
+#endif
+  return op(Vec<T>(low), Vec<T>(high));
+}
+
+// Lane i of the result is `op` over the lanes of rows[i]: cheaper than kLanes sums apart.
+template <typename T, typename Op, int kWidth = Vec<T>::kLanes>
+FLOWOPS_INLINE Vec<T> reduce_rows(const Vec<T>* rows, const Op& op) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  if constexpr (kWidth == 1) {
+    return rows[0];
+  } else {
+    Vec<T> halved[kWidth / 2];
+    for (int i = 0; i < kWidth / 2; ++i) {
+      halved[i] = halve_rows<kWidth>(rows[2 * i], rows[2 * i + 1], op, std::make_index_sequence<kLanes>());
+    }
+    return reduce_rows<T, Op, kWidth / 2>(halved, op);
+  }
 }
 
 }  // namespace flowops

@@ -77,7 +77,6 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
                      ForwardFunction<opmath_t> run) {
   alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
   alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
-  const auto placement = shift_placement(p.shift_then_scale, p.inverse);
   double logdet = 0;
   const int64_t end = std::min(grid.tiles(), (chunk + 1) * kTilesPerChunk);
   for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
@@ -90,7 +89,7 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
     if (p.mask.data) tile.mask = load_tile<bool>(p.mask, t, mask);
     tile.z = output_tile<scalar_t>(p.z, t, z);
     tile.size = t.size();
-    tile.placement = placement;
+    tile.shift_first = p.shift_then_scale != p.inverse;
     double total = 0;
     run(tile, ForwardStep{}, 1, &total);
     logdet += total;
@@ -105,7 +104,7 @@ void forward_direct(const AffineCouplingParams& p, int64_t begin, int64_t end, F
   const ForwardStep step{p.x.batch, p.raw.batch, p.shift.batch, p.z.batch};
   ForwardTile<opmath_t> tile{};
   tile.size = p.inner;
-  tile.placement = shift_placement(p.shift_then_scale, p.inverse);
+  tile.shift_first = p.shift_then_scale != p.inverse;
   double totals[kMaxSamples];
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
@@ -128,7 +127,7 @@ void forward_gathered(const AffineCouplingParams& p, int64_t begin, int64_t end,
   ForwardTile<opmath_t> tile{x,       p.raw.data ? raw : nullptr,
                              shift,   nullptr,
                              nullptr, z,
-                             p.inner, shift_placement(p.shift_then_scale, p.inverse)};
+                             p.inner, p.shift_then_scale != p.inverse};
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
     const Tile rows = sample_rows(batch, count, p.inner);

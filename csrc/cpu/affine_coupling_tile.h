@@ -1,6 +1,7 @@
 // The arithmetic of affine_coupling over contiguous tiles, for every scale map and direction.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/vec.h"
@@ -14,7 +15,7 @@ struct ForwardTile {
   const T *x, *raw, *shift, *amplitude, *mask;  // the last two may be null
   T* z;
   int64_t size;
-  ShiftPlacement placement;
+  bool shift_first;
 };
 
 // Elements from one sample to the next.
@@ -22,18 +23,28 @@ struct ForwardStep {
   int64_t x, raw, shift, z;
 };
 
-// Returns the sum of log f over the tile.
+// sum(log f) is sum - log(product), up to the sign of the direction, lane by lane.
+template <typename T>
+struct LogTerms {
+  Vec<T> sum, product;
+};
+
+// Elements whose factors one product may hold, in every lane.
+template <typename T>
+inline constexpr int64_t kMaxSpan = (kMaxLogFactors - 1) * Vec<T>::kLanes;
+
+// Takes a copy of the tile, which the stores cannot alias.
 template <typename T, typename Map, bool kInverse>
-FLOWOPS_INLINE double forward_tile(const ForwardTile<T>& t) {
+FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, int64_t end) {
   using V = Vec<T>;
-  const V first(t.placement.first), last(t.placement.last), zero(0), one(1);
-  V sum(0), product(1), total(0);
+  const V zero(0), one(1);
+  LogTerms<T> log{zero, one};
   const auto step = [&](int64_t i, auto load, auto keep_lanes, auto store) {
     const V x = load(t.x + i), shift = load(t.shift + i);
     const V raw = t.raw ? load(t.raw + i) : zero;
     const auto terms = Map::evaluate(raw, t.amplitude ? load(t.amplitude + i) : zero);
     const V factor = kInverse ? terms.reciprocal : terms.value;
-    V z = affine_coupling_transform(x, factor, first * shift, last * shift);
+    V z = affine_coupling_transform(x, factor, shift, t.shift_first, kInverse);
     V log_sum = keep_lanes(terms.log_sum, zero), log_product = keep_lanes(terms.log_product, one);
     if (t.mask) {
       const auto kept = load(t.mask + i) != zero;
@@ -42,39 +53,75 @@ FLOWOPS_INLINE double forward_tile(const ForwardTile<T>& t) {
       log_product = select(kept, one, log_product);
     }
     store(t.z + i, z);
-    sum += log_sum;
-    product *= log_product;
+    log.sum += log_sum;
+    log.product *= log_product;
   };
-  int64_t i = 0, factors = 0;
-  for (; i + V::kLanes <= t.size; i += V::kLanes) {
+  int64_t i = begin;
+  for (; i + V::kLanes <= end; i += V::kLanes) {
     step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; }, [](T* p, V v) { v.store(p); });
-    if (++factors == kMaxLogFactors - 1) {
-      total += sum - log(product);
-      sum = zero;
-      product = one;
-      factors = 0;
-    }
   }
-  if (const int64_t rest = t.size - i; rest > 0) {
+  if (const int64_t rest = end - i; rest > 0) {
     const auto valid = V::first(rest);
     step(
         i, [rest](const T* p) { return V::load(p, rest); },
         [&valid](V v, V neutral) { return select(valid, v, neutral); },
         [rest](T* p, V v) { v.store(p, rest); });
   }
-  return (total + (sum - log(product))).sum();
+  return log;
+}
+
+// Returns the sum of log f over the tile, up to the sign of the direction.
+template <typename T, typename Map, bool kInverse>
+FLOWOPS_INLINE double forward_tile(const ForwardTile<T>& t) {
+  Vec<T> total(0);
+  for (int64_t i = 0; i < t.size; i += kMaxSpan<T>) {
+    const auto terms = forward_span<T, Map, kInverse>(t, i, std::min(t.size, i + kMaxSpan<T>));
+    total += terms.sum - log(terms.product);
+  }
+  return total.sum();
+}
+
+template <typename T>
+void advance(ForwardTile<T>& tile, const ForwardStep& step) {
+  tile.x += step.x;
+  tile.raw += tile.raw ? step.raw : 0;
+  tile.shift += step.shift;
+  tile.z += step.z;
+}
+
+// Up to kLanes rows that are short enough for the product over all lanes not to overflow: their logs and sums
+// cost more than their elements when taken row by row.
+template <typename T, typename Map, bool kInverse>
+void forward_short_rows(ForwardTile<T>& tile, const ForwardStep& step, int64_t count, double* totals) {
+  using V = Vec<T>;
+  V sums[V::kLanes], products[V::kLanes];
+  for (int64_t row = 0; row < count; ++row) {
+    const auto terms = forward_span<T, Map, kInverse>(tile, 0, tile.size);
+    sums[row] = terms.sum, products[row] = terms.product;
+    advance(tile, step);
+  }
+  // Always all lanes, so that a row's sum does not depend on its neighbours.
+  std::fill(sums + count, sums + V::kLanes, V(0));
+  std::fill(products + count, products + V::kLanes, V(1));
+  const V total = reduce_rows(sums, [](V a, V b) { return a + b; }) -
+                  log(reduce_rows(products, [](V a, V b) { return a * b; }));
+  for (int64_t row = 0; row < count; ++row) totals[row] = total.lanes[row];
 }
 
 // The same tile of several samples in turn: short rows spend more on a call than on arithmetic.
 template <typename T, typename Map, bool kInverse>
 void forward_tiles(const ForwardTile<T>& first, const ForwardStep& step, int64_t samples, double* totals) {
-  ForwardTile<T> tile = first;  // a copy that the stores cannot alias
+  constexpr int64_t kRows = Vec<T>::kLanes;
+  ForwardTile<T> tile = first;
+  if (tile.size < kMaxLogFactors) {
+    for (int64_t s = 0; s < samples; s += kRows) {
+      forward_short_rows<T, Map, kInverse>(tile, step, std::min(kRows, samples - s), totals + s);
+    }
+    return;
+  }
   for (int64_t s = 0; s < samples; ++s) {
     totals[s] = forward_tile<T, Map, kInverse>(tile);
-    tile.x += step.x;
-    tile.raw += tile.raw ? step.raw : 0;
-    tile.shift += step.shift;
-    tile.z += step.z;
+    advance(tile, step);
   }
 }
 

@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(kSplitThreads)
   const Rows<const scalar_t> x(p.x, share.sample), shift(p.shift, share.sample);
   const Rows<scalar_t> z(p.z, share.sample);
   const ScaleOperands<kLanes, scalar_t> scale(p, share.sample);
-  const ShiftPlacement placement = shift_placement(p.shift_then_scale, kInverse);
-  const T first = placement.first, last = placement.last;
+  const bool shift_first = p.shift_then_scale != kInverse;
   T log_sum = 0, log_product = 1;
   for_each_element<kLanes>(split, share, p.outer, p.inner, [&](int row, int column) {
     T values[kLanes], shifts[kLanes];
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kSplitThreads)
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const T factor = kInverse ? terms[i].reciprocal : terms[i].value;
-      const T moved = affine_coupling_transform(values[i], factor, first * shifts[i], last * shifts[i]);
+      const T moved = affine_coupling_transform(values[i], factor, shifts[i], shift_first, kInverse);
       values[i] = select(kept[i], values[i], moved);
       log_sum += select(kept[i], T(0), terms[i].log_sum);
       log_product *= select(kept[i], T(1), terms[i].log_product);

@@ -48,12 +48,12 @@ struct SigmoidScale {
   template <typename V>
   static FLOWOPS_HOST_DEVICE ScaleTerms<V> evaluate(V raw, V) {
     const V u = raw + V(2), zero(0), one(1);
-    const V e = exp(-abs(u)), sum = one + e;
+    const V e = exp(negative_abs(u)), sum = one + e;
     const auto positive = u >= zero;
-    const V numerator = select(positive, one, e), complement = select(positive, e, one);
-    return {quotient(numerator, sum),  sum / numerator,
-            select(positive, zero, u), sum,
-            quotient(complement, sum), zero};
+    const V larger = quotient(one, sum), smaller = e * larger;
+    return {select(positive, larger, smaller), sum / select(positive, one, e),
+            minimum(u, zero),                  sum,
+            select(positive, smaller, larger), zero};
   }
 };
 
@@ -65,19 +65,11 @@ struct AdditiveScale {
   }
 };
 
-// How order and direction place the shift: z = (x + first t) f + last t.
-struct ShiftPlacement {
-  float first, last;
-};
-
-FLOWOPS_HOST_DEVICE ShiftPlacement shift_placement(bool shift_then_scale, bool inverse) {
-  const float sign = inverse ? -1.f : 1.f;
-  return shift_then_scale != inverse ? ShiftPlacement{sign, 0.f} : ShiftPlacement{0.f, sign};
-}
-
+// `shift_first` says where the shift enters: (x + t) f, else x f + t, with t negated in the inverse direction.
 template <typename V>
-FLOWOPS_HOST_DEVICE V affine_coupling_transform(V x, V factor, V shift_in, V shift_out) {
-  return (x + shift_in) * factor + shift_out;
+FLOWOPS_HOST_DEVICE V affine_coupling_transform(V x, V factor, V shift, bool shift_first, bool inverse) {
+  const V t = inverse ? -shift : shift;
+  return shift_first ? (x + t) * factor : x * factor + t;
 }
 
 template <typename V>

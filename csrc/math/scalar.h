@@ -16,6 +16,11 @@ FLOWOPS_HOST_DEVICE float tanh(float x) { return ::tanhf(x); }
 FLOWOPS_HOST_DEVICE double tanh(double x) { return ::tanh(x); }
 FLOWOPS_HOST_DEVICE float abs(float x) { return ::fabsf(x); }
 FLOWOPS_HOST_DEVICE double abs(double x) { return ::fabs(x); }
+FLOWOPS_HOST_DEVICE float negative_abs(float x) { return -::fabsf(x); }
+FLOWOPS_HOST_DEVICE double negative_abs(double x) { return -::fabs(x); }
+// Of a NaN and a number, the NaN as first argument wins.
+FLOWOPS_HOST_DEVICE float minimum(float a, float b) { return b < a ? b : a; }
+FLOWOPS_HOST_DEVICE double minimum(double a, double b) { return b < a ? b : a; }
 // clang-format on
 
 template <typename T>

@@ -22,10 +22,9 @@ template <typename Scale>
 double transform(double x, double raw, double amplitude, double shift, bool shift_then_scale, bool inverse,
                  double* logdet) {
   const auto terms = Scale::evaluate(raw, amplitude);
-  const auto place = shift_placement(shift_then_scale, inverse);
   *logdet = (inverse ? -1 : 1) * (terms.log_sum - std::log(terms.log_product));
   const double factor = inverse ? terms.reciprocal : terms.value;
-  return affine_coupling_transform(x, factor, place.first * shift, place.last * shift);
+  return affine_coupling_transform(x, factor, shift, shift_then_scale != inverse, inverse);
 }
 
 template <typename Scale>
