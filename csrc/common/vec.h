@@ -301,7 +301,8 @@ FLOWOPS_INLINE Vec<T> tanh(Vec<T> x) {
   return select(size < Vec<T>(T(0.3)), small, select(x < Vec<T>(0), -large, large));
 }
 
-// One level of reduce_rows: a and b hold rows of kWidth lanes, and the result the same rows at half the width.
+// One level of reduce_rows: a and b hold rows of kWidth lanes, and the result the same rows at half the
+// width.
 template <int kWidth, typename T, typename Op, size_t... kLane>
 FLOWOPS_INLINE Vec<T> halve_rows(Vec<T> a, Vec<T> b, const Op& op, std::index_sequence<kLane...>) {
   constexpr int kHalf = kWidth / 2;

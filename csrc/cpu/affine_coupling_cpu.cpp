@@ -63,14 +63,39 @@ int64_t samples_at_once(int64_t size) {
   return std::clamp<int64_t>(kTileSize / std::max<int64_t>(size, 1), 1, kMaxSamples);
 }
 
-template <typename opmath_t>
-opmath_t* sample_start(const Operand& a, int64_t batch) {
-  return a.data == nullptr ? nullptr : static_cast<opmath_t*>(a.data) + batch * a.batch;
-}
+// One operand of samples that are one row each: in place where `direct`, else through a buffer.
+template <typename scalar_t, typename opmath_t>
+class SampleRows {
+ public:
+  SampleRows(const Operand& a, int64_t size, bool direct)
+      : rows_{a.data, 0, a.batch, a.inner}, size_(size), direct_(direct) {}
 
-// Several samples as the rows of one tile; each must be one row (outer == 1).
-Tile sample_rows(int64_t batch, int64_t count, int64_t size) { return {0, batch, 0, count, size}; }
-Operand by_sample(const Operand& a) { return {a.data, 0, a.batch, a.inner}; }
+  int64_t step() const { return direct_ ? rows_.outer : size_; }
+
+  // Null for an operand that is not there.
+  const opmath_t* load(int64_t first, int64_t count) {
+    if (direct_ || rows_.data == nullptr) return in_place(first);
+    return load_tile<scalar_t>(rows_, tile(first, count), buffer_);
+  }
+
+  opmath_t* output(int64_t first) { return direct_ ? in_place(first) : buffer_; }
+
+  void store(int64_t first, int64_t count) {
+    if (!direct_) store_tile<scalar_t>(rows_, tile(first, count), buffer_);
+  }
+
+ private:
+  // Samples as the rows of one tile.
+  Tile tile(int64_t first, int64_t count) const { return {0, first, 0, count, size_}; }
+  opmath_t* in_place(int64_t first) const {
+    return rows_.data == nullptr ? nullptr : static_cast<opmath_t*>(rows_.data) + first * rows_.outer;
+  }
+
+  Operand rows_;
+  int64_t size_;
+  bool direct_;
+  alignas(64) opmath_t buffer_[kTileSize];
+};
 
 template <typename scalar_t, typename opmath_t>
 double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
@@ -98,48 +123,26 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
   return p.inverse ? -logdet : logdet;
 }
 
-template <typename opmath_t, typename Finish>
-void forward_direct(const AffineCouplingParams& p, int64_t begin, int64_t end, ForwardFunction<opmath_t> run,
-                    const Finish& finish) {
-  const ForwardStep step{p.x.batch, p.raw.batch, p.shift.batch, p.z.batch};
+template <typename scalar_t, typename opmath_t, typename Finish>
+void forward_samples(const AffineCouplingParams& p, bool direct, int64_t begin, int64_t end,
+                     ForwardFunction<opmath_t> run, const Finish& finish) {
+  using Rows = SampleRows<scalar_t, opmath_t>;
+  Rows x(p.x, p.inner, direct), raw(p.raw, p.inner, direct), shift(p.shift, p.inner, direct);
+  Rows z(p.z, p.inner, direct);
   ForwardTile<opmath_t> tile{};
   tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
   double totals[kMaxSamples];
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
-    for (int64_t s = 0; s < count; ++s) copy_kept<opmath_t>(p.kept, batch + s);
-    tile.x = sample_start<opmath_t>(p.x, batch);
-    tile.raw = sample_start<opmath_t>(p.raw, batch);
-    tile.shift = sample_start<opmath_t>(p.shift, batch);
-    tile.z = sample_start<opmath_t>(p.z, batch);
-    run(tile, step, count, totals);
+    for (int64_t s = 0; s < count; ++s) copy_kept<scalar_t>(p.kept, batch + s);
+    tile.x = x.load(batch, count);
+    tile.raw = raw.load(batch, count);
+    tile.shift = shift.load(batch, count);
+    tile.z = z.output(batch);
+    run(tile, {x.step(), raw.step(), shift.step(), z.step()}, count, totals);
+    z.store(batch, count);
     for (int64_t s = 0; s < count; ++s) finish(batch + s, p.inverse ? -totals[s] : totals[s]);
-  }
-}
-
-// As forward_direct, through buffers, for samples that are short and not in place.
-template <typename scalar_t, typename opmath_t, typename Finish>
-void forward_gathered(const AffineCouplingParams& p, int64_t begin, int64_t end,
-                      ForwardFunction<opmath_t> run, const Finish& finish) {
-  alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
-  double totals[kMaxSamples];
-  ForwardTile<opmath_t> tile{x,       p.raw.data ? raw : nullptr,
-                             shift,   nullptr,
-                             nullptr, z,
-                             p.inner, p.shift_then_scale != p.inverse};
-  for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
-    count = std::min(count, end - batch);
-    const Tile rows = sample_rows(batch, count, p.inner);
-    tile.x = load_tile<scalar_t>(by_sample(p.x), rows, x);
-    if (p.raw.data) tile.raw = load_tile<scalar_t>(by_sample(p.raw), rows, raw);
-    tile.shift = load_tile<scalar_t>(by_sample(p.shift), rows, shift);
-    run(tile, {p.inner, p.inner, p.inner, p.inner}, count, totals);
-    store_tile<scalar_t>(by_sample(p.z), rows, z);
-    for (int64_t s = 0; s < count; ++s) {
-      copy_kept<scalar_t>(p.kept, batch + s);
-      finish(batch + s, p.inverse ? -totals[s] : totals[s]);
-    }
   }
 }
 
@@ -158,8 +161,7 @@ void run_forward(const AffineCouplingParams& p) {
   const bool direct = plain && direct_samples<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
   std::vector<double> partial(chunks > 1 ? p.batch * chunks : 0);
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
-    if (direct) return forward_direct<opmath_t>(p, begin, end, run, finish);
-    if (gathered) return forward_gathered<scalar_t, opmath_t>(p, begin, end, run, finish);
+    if (direct || gathered) return forward_samples<scalar_t, opmath_t>(p, direct, begin, end, run, finish);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
@@ -211,52 +213,31 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
   }
 }
 
-template <typename opmath_t>
-void backward_direct(const AffineCouplingBackwardParams& p, int64_t begin, int64_t end,
-                     BackwardFunction<opmath_t> run) {
+template <typename scalar_t, typename opmath_t>
+void backward_samples(const AffineCouplingBackwardParams& p, bool direct, int64_t begin, int64_t end,
+                      BackwardFunction<opmath_t> run) {
+  using Rows = SampleRows<scalar_t, opmath_t>;
+  Rows grad_z(p.grad_z, p.inner, direct), saved(p.saved, p.inner, direct), raw(p.raw, p.inner, direct);
+  Rows grad_x(p.grad_x, p.inner, direct), grad_raw(p.grad_raw, p.inner, direct);
+  Rows grad_shift(p.grad_shift, p.inner, direct);
   const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
-  const BackwardStep step{p.grad_z.batch,   p.saved.batch,      p.raw.batch,         p.grad_x.batch,
-                          p.grad_raw.batch, p.grad_shift.batch, p.grad_logdet_stride};
   BackwardTile<opmath_t> tile{};
   tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
+  const BackwardStep step{grad_z.step(),   saved.step(),      raw.step(),          grad_x.step(),
+                          grad_raw.step(), grad_shift.step(), p.grad_logdet_stride};
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
-    for (int64_t s = 0; s < count; ++s) copy_kept<opmath_t>(p.kept, batch + s);
-    tile.grad_z = sample_start<opmath_t>(p.grad_z, batch);
-    tile.saved = sample_start<opmath_t>(p.saved, batch);
-    tile.raw = sample_start<opmath_t>(p.raw, batch);
-    tile.grad_x = sample_start<opmath_t>(p.grad_x, batch);
-    tile.grad_raw = sample_start<opmath_t>(p.grad_raw, batch);
-    tile.grad_shift = sample_start<opmath_t>(p.grad_shift, batch);
+    for (int64_t s = 0; s < count; ++s) copy_kept<scalar_t>(p.kept, batch + s);
+    tile.grad_z = grad_z.load(batch, count);
+    tile.saved = saved.load(batch, count);
+    tile.raw = raw.load(batch, count);
+    tile.grad_x = grad_x.output(batch);
+    tile.grad_raw = grad_raw.output(batch);
+    tile.grad_shift = grad_shift.output(batch);
     tile.grad_logdet = grad_logdet + batch * p.grad_logdet_stride;
     run(tile, step, count);
-  }
-}
-
-// As backward_direct, through buffers, for samples that are short and not in place.
-template <typename scalar_t, typename opmath_t>
-void backward_gathered(const AffineCouplingBackwardParams& p, int64_t begin, int64_t end,
-                       BackwardFunction<opmath_t> run) {
-  alignas(64) opmath_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
-  alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize];
-  const int64_t n = p.inner;
-  BackwardTile<opmath_t> tile{};
-  tile.grad_x = grad_x, tile.grad_raw = grad_raw, tile.grad_shift = grad_shift;
-  tile.size = n;
-  tile.shift_first = p.shift_then_scale != p.inverse;
-  for (int64_t batch = begin, count = samples_at_once(n); batch < end; batch += count) {
-    count = std::min(count, end - batch);
-    const Tile rows = sample_rows(batch, count, n);
-    tile.grad_z = load_tile<scalar_t>(by_sample(p.grad_z), rows, grad_z);
-    tile.saved = load_tile<scalar_t>(by_sample(p.saved), rows, saved);
-    tile.raw = load_tile<scalar_t>(by_sample(p.raw), rows, raw);
-    tile.grad_logdet = static_cast<const opmath_t*>(p.grad_logdet) + batch * p.grad_logdet_stride;
-    run(tile, {n, n, n, n, n, n, p.grad_logdet_stride}, count);
-    store_tile<scalar_t>(by_sample(p.grad_x), rows, grad_x);
-    store_tile<scalar_t>(by_sample(p.grad_raw), rows, grad_raw);
-    store_tile<scalar_t>(by_sample(p.grad_shift), rows, grad_shift);
-    for (int64_t s = 0; s < count; ++s) copy_kept<scalar_t>(p.kept, batch + s);
+    for (Rows* output : {&grad_x, &grad_raw, &grad_shift}) output->store(batch, count);
   }
 }
 
@@ -271,8 +252,7 @@ void run_backward(const AffineCouplingBackwardParams& p) {
       plain && direct_samples<scalar_t, opmath_t>(
                    grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
-    if (direct) return backward_direct<opmath_t>(p, begin, end, run);
-    if (gathered) return backward_gathered<scalar_t, opmath_t>(p, begin, end, run);
+    if (direct || gathered) return backward_samples<scalar_t, opmath_t>(p, direct, begin, end, run);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);

@@ -50,10 +50,9 @@ struct SigmoidScale {
     const V u = raw + V(2), zero(0), one(1);
     const V e = exp(negative_abs(u)), sum = one + e;
     const auto positive = u >= zero;
-    const V larger = quotient(one, sum), smaller = e * larger;
-    return {select(positive, larger, smaller), sum / select(positive, one, e),
-            minimum(u, zero),                  sum,
-            select(positive, smaller, larger), zero};
+    const V numerator = select(positive, one, e), complement = select(positive, e, one);
+    return {
+        quotient(numerator, sum), sum / numerator, minimum(u, zero), sum, quotient(complement, sum), zero};
   }
 };
 
@@ -65,7 +64,8 @@ struct AdditiveScale {
   }
 };
 
-// `shift_first` says where the shift enters: (x + t) f, else x f + t, with t negated in the inverse direction.
+// `shift_first` says where the shift enters: (x + t) f, else x f + t, with t negated in the inverse
+// direction.
 template <typename V>
 FLOWOPS_HOST_DEVICE V affine_coupling_transform(V x, V factor, V shift, bool shift_first, bool inverse) {
   const V t = inverse ? -shift : shift;
