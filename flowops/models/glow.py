@@ -25,6 +25,7 @@ from flowops.nn import (
     preprocessing,
 )
 from flowops.nn.base import Bijector
+from flowops.ops._dispatch import transforms_active
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,14 @@ class Glow(Flow):
         if context is None or context.dim() != 1 or context.dtype != torch.int64:
             got = None if context is None else f"{context.dtype} of shape {tuple(context.shape)}"
             raise ValueError(f"Glow: context must be int64 labels of shape (batch,), got {got}")
+        # Elsewhere the check would wait for the device, or break the graph.
+        if context.is_cpu and not (torch.compiler.is_compiling() or transforms_active()):
+            wrong = context[(context < 0) | (context >= self.config.classes)]
+            if wrong.numel():
+                raise ValueError(
+                    f"Glow: context must be labels from 0 to {self.config.classes - 1}, "
+                    f"got {int(wrong[0])}"
+                )
         classes = torch.arange(self.config.classes, device=context.device)
         return (context[:, None] == classes).to(self.dtype)
 

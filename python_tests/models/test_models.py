@@ -154,6 +154,9 @@ def test_classes() -> None:
         model.log_prob(x)
     with pytest.raises(ValueError, match=r"got torch.float32 of shape \(4,\)"):
         model.log_prob(x, labels.float())
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=rf"context must be labels from 0 to 2, got {wrong}"):
+            model.log_prob(x, torch.full((4,), wrong))
 
 
 @pytest.mark.parametrize("name", MODELS)
