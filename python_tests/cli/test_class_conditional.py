@@ -9,6 +9,7 @@ from flowops.cli.evaluation import held_out_bits
 from flowops.cli.sampling import choose_device, load_run
 
 from .conftest import SMALL_GLOW
+from .test_resume import assert_same_run, interrupt_at
 
 
 @pytest.fixture
@@ -53,6 +54,16 @@ def test_the_class_is_learned_judged_and_drawn(command, labelled, words, tmp_pat
         assert command("sample", *options).status == 0
         drawn[label] = png.read_bytes()
     assert drawn[0] != drawn[1]
+
+
+def test_interrupted_run_resumes_bit_for_bit(command, words, tmp_path, monkeypatch):
+    words = ("train", "glow", *words, "--steps", 9, "--checkpoint-every", 4, "--quiet", "--out")
+    assert command(*words, tmp_path / "whole").status == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "_optimise", 6)
+        assert command(*words, tmp_path / "cut").status == 130
+    assert command("train", "--resume", "--out", tmp_path / "cut", "--quiet").status == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_errors(command, images, words, trained, tmp_path):
