@@ -218,7 +218,7 @@ def cuda_extension(cpp_extension: Any, cxx: str) -> Any:
     headers = [f"-isystem{path}" for path in cpp_extension.include_paths("cuda")]
     return cpp_extension.CUDAExtension(
         "flowops._cuda",
-        [*sources("cuda/*.cu", "cuda/*_cuda.cpp"), "csrc/common/python_module.cpp"],
+        [*sources("cuda/*.cu", "cuda/*.cpp"), "csrc/common/python_module.cpp"],
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": [*CXX_FLAGS, *headers], "nvcc": nvcc_flags},
     )
@@ -236,7 +236,7 @@ def native_modules(torch: Any) -> list[Any]:
         os.environ.get("FLOWOPS_CUDA"),
         torch.version.cuda,
         toolkit,
-        bool(sources("cuda/*.cu", "cuda/*_cuda.cpp")),
+        bool(sources("cuda/*.cu", "cuda/*.cpp")),
     )
     architectures = cuda_architectures(torch, cpp_extension) if cuda.version else ""
     macros = {

@@ -14,7 +14,7 @@ if(NOT FLOWOPS_TORCH_CUDA MATCHES "^${_flowops_toolkit_major}\\.")
     "name that toolkit's nvcc with -DCMAKE_CUDA_COMPILER=")
 endif()
 
-file(GLOB FLOWOPS_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*_cuda.cpp)
+file(GLOB FLOWOPS_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
 flowops_add_backend(flowops_cuda ${FLOWOPS_CUDA_SOURCES})
 target_include_directories(flowops_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_link_libraries(flowops_cuda PRIVATE

@@ -1,7 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "autograd/wants_graph.h"
 #include "ops/actnorm.h"
@@ -80,6 +79,8 @@ class ActnormStatistics : public torch::autograd::Function<ActnormStatistics> {
   }
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> actnorm_autograd(const Tensor& x, const Tensor& bias, const Tensor& log_scale,
                                             const std::optional<Tensor>& logdet, bool inverse) {
   if (!wants_graph(x, bias, log_scale, logdet)) {
@@ -93,13 +94,6 @@ std::tuple<Tensor, Tensor> actnorm_autograd(const Tensor& x, const Tensor& bias,
 std::tuple<Tensor, Tensor> actnorm_statistics_autograd(const Tensor& x) {
   const auto result = ActnormStatistics::apply(x);
   return {result[0], result[1]};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, Autograd, m) {
-  m.impl("actnorm", &actnorm_autograd);
-  m.impl("actnorm_statistics", &actnorm_statistics_autograd);
 }
 
 }  // namespace flowops

@@ -6,7 +6,6 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "autograd/wants_graph.h"
 #include "ops/affine_coupling.h"
@@ -142,6 +141,8 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
   }
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tensor& params,
                                                     const OptionalTensor& amplitude,
                                                     const OptionalTensor& mask, const OptionalTensor& logdet,
@@ -155,9 +156,5 @@ std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tenso
       AffineCoupling::apply(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
   return {result[0], result[1]};
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, Autograd, m) { m.impl("affine_coupling", &affine_coupling_autograd); }
 
 }  // namespace flowops

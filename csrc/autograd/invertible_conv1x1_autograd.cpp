@@ -2,7 +2,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/matmul.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "autograd/wants_graph.h"
 #include "ops/invertible_conv1x1.h"
@@ -50,6 +49,8 @@ class InvertibleConv1x1 : public torch::autograd::Function<InvertibleConv1x1> {
   }
 };
 
+}  // namespace
+
 Tensor invertible_conv1x1_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   if (!wants_graph(x, weight, bias)) {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -57,9 +58,5 @@ Tensor invertible_conv1x1_autograd(const Tensor& x, const Tensor& weight, const 
   }
   return InvertibleConv1x1::apply(x, weight, bias);
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, Autograd, m) { m.impl("invertible_conv1x1", &invertible_conv1x1_autograd); }
 
 }  // namespace flowops

@@ -7,7 +7,6 @@
 #include <ATen/ops/outer.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "autograd/wants_graph.h"
 #include "ops/invertible_conv1x1_prepare.h"
@@ -224,9 +223,12 @@ class InvertibleConv1x1Full : public torch::autograd::Function<InvertibleConv1x1
   }
 };
 
-PreparedWeights lu_autograd(TensorList lower, TensorList upper, TensorList log_s, TensorList sign,
-                            TensorList permutation, TensorList actnorm_bias, TensorList actnorm_log_scale,
-                            bool inverse) {
+}  // namespace
+
+PreparedWeights invertible_conv1x1_lu_autograd(TensorList lower, TensorList upper, TensorList log_s,
+                                               TensorList sign, TensorList permutation,
+                                               TensorList actnorm_bias, TensorList actnorm_log_scale,
+                                               bool inverse) {
   if (!wants_graph(lower, upper, log_s, actnorm_bias, actnorm_log_scale)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return invertible_conv1x1_lu(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale,
@@ -237,21 +239,14 @@ PreparedWeights lu_autograd(TensorList lower, TensorList upper, TensorList log_s
                    lower.size());
 }
 
-PreparedWeights full_autograd(TensorList weight, TensorList actnorm_bias, TensorList actnorm_log_scale,
-                              bool inverse) {
+PreparedWeights invertible_conv1x1_full_autograd(TensorList weight, TensorList actnorm_bias,
+                                                 TensorList actnorm_log_scale, bool inverse) {
   if (!wants_graph(weight, actnorm_bias, actnorm_log_scale)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return invertible_conv1x1_full(weight, actnorm_bias, actnorm_log_scale, inverse);
   }
   return unflatten(InvertibleConv1x1Full::apply(weight, actnorm_bias, actnorm_log_scale, inverse),
                    weight.size());
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, Autograd, m) {
-  m.impl("invertible_conv1x1_lu", &lu_autograd);
-  m.impl("invertible_conv1x1_full", &full_autograd);
 }
 
 }  // namespace flowops

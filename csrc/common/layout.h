@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include "common/operand.h"
 
@@ -48,11 +47,11 @@ inline Operand operand(const at::Tensor& x, bool inner_channels, int64_t first =
 
 // Dense, with the channels of `x` innermost where they are in `x`.
 inline at::Tensor empty_like_layout(const at::Tensor& x) {
-  if (x.dim() == 2 || pixel_count(x) == 1 || !channels_inner(x)) return at::empty(x.sizes(), x.options());
+  if (x.dim() == 2 || pixel_count(x) == 1 || !channels_inner(x)) return x.new_empty(x.sizes());
   auto sizes = x.sizes().vec();
   sizes.push_back(sizes[1]);
   sizes.erase(sizes.begin() + 1);
-  return at::empty(sizes, x.options()).movedim(-1, 1);
+  return x.new_empty(sizes).movedim(-1, 1);
 }
 
 // Makes one row of all rows where every operand allows it.

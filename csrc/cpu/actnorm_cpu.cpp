@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <vector>
@@ -191,6 +190,8 @@ void run_backward(ActnormBackwardParams p) {
   }
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> actnorm_cpu(const at::Tensor& x, const at::Tensor& bias,
                                                const at::Tensor& log_scale,
                                                const std::optional<at::Tensor>& logdet, bool inverse) {
@@ -208,13 +209,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> actnorm_backward_cpu(
   FLOWOPS_DISPATCH(x.scalar_type(), kActnorm, [&] { run_backward<scalar_t, opmath_t>(call.p); });
   return {call.grad_x, call.grad_bias.to(bias.scalar_type()),
           call.grad_log_scale.to(log_scale.scalar_type())};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, CPU, m) {
-  m.impl("actnorm", &actnorm_cpu);
-  m.impl("actnorm_backward", &actnorm_backward_cpu);
 }
 
 }  // namespace flowops

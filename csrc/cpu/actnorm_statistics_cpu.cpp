@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <limits>
@@ -118,15 +117,13 @@ void run_statistics(ActnormStatisticsParams p) {
   }
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> actnorm_statistics_cpu(const at::Tensor& x) {
   check_actnorm_statistics_inputs(x);
   const auto call = prepare_actnorm_statistics(x);
   FLOWOPS_DISPATCH(x.scalar_type(), kActnorm, [&] { run_statistics<scalar_t, opmath_t>(call.p); });
   return {call.mean, call.std};
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, CPU, m) { m.impl("actnorm_statistics", &actnorm_statistics_cpu); }
 
 }  // namespace flowops

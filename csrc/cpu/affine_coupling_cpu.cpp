@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cstring>
 #include <vector>
@@ -261,6 +260,8 @@ void run_backward(const AffineCouplingBackwardParams& p) {
   });
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> affine_coupling_cpu(const at::Tensor& x, const at::Tensor& params,
                                                        const OptionalTensor& amplitude,
                                                        const OptionalTensor& mask,
@@ -284,13 +285,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward_cpu(
       prepare_affine_coupling_backward(grad_z, grad_logdet, saved, params, amplitude, mask, options);
   FLOWOPS_DISPATCH(saved.scalar_type(), kAffineCoupling, [&] { run_backward<scalar_t, opmath_t>(call.p); });
   return {call.grad_x, call.grad_params, reduce_grad_amplitude(call.grad_amplitude, amplitude, saved)};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, CPU, m) {
-  m.impl("affine_coupling", &affine_coupling_cpu);
-  m.impl("affine_coupling_backward", &affine_coupling_backward_cpu);
 }
 
 }  // namespace flowops

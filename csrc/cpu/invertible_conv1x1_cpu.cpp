@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -291,6 +290,8 @@ void run_backward(const InvertibleConv1x1BackwardParams& p) {
   for (int64_t i = 0; p.grad_bias && i < p.channels; ++i) static_cast<T*>(p.grad_bias)[i] = total(square + i);
 }
 
+}  // namespace
+
 at::Tensor invertible_conv1x1_cpu(const at::Tensor& x, const at::Tensor& weight,
                                   const std::optional<at::Tensor>& bias) {
   check_invertible_conv1x1_inputs(x, weight, bias);
@@ -309,13 +310,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> invertible_conv1x1_backward_cpu(
   FLOWOPS_DISPATCH(x.scalar_type(), kInvertibleConv1x1, [&] { run_backward<scalar_t, opmath_t>(call.p); });
   const auto type = weight.scalar_type();
   return {call.grad_x, call.grad_weight.to(type), call.grad_bias.to(type)};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, CPU, m) {
-  m.impl("invertible_conv1x1", &invertible_conv1x1_cpu);
-  m.impl("invertible_conv1x1_backward", &invertible_conv1x1_backward_cpu);
 }
 
 }  // namespace flowops

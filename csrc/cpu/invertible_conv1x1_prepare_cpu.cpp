@@ -3,7 +3,6 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_lu_factor_ex.h>
 #include <ATen/ops/linalg_lu_solve.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -326,9 +325,12 @@ PreparedWeights run_forward(const PrepareCall& call, bool inverse) {
   return call.result();
 }
 
-PreparedWeights lu_cpu(at::TensorList lower, at::TensorList upper, at::TensorList log_s, at::TensorList sign,
-                       at::TensorList permutation, at::TensorList actnorm_bias,
-                       at::TensorList actnorm_log_scale, bool inverse) {
+}  // namespace
+
+PreparedWeights invertible_conv1x1_lu_cpu(at::TensorList lower, at::TensorList upper, at::TensorList log_s,
+                                          at::TensorList sign, at::TensorList permutation,
+                                          at::TensorList actnorm_bias, at::TensorList actnorm_log_scale,
+                                          bool inverse) {
   check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   const auto call = prepare_layers(lower, actnorm_bias, actnorm_log_scale, [&](LayerStore& store, size_t i) {
     return lu_layer(store, lower, upper, log_s, sign, permutation, i);
@@ -337,19 +339,20 @@ PreparedWeights lu_cpu(at::TensorList lower, at::TensorList upper, at::TensorLis
   return run_forward(call, inverse);
 }
 
-PreparedWeights full_cpu(at::TensorList weight, at::TensorList actnorm_bias, at::TensorList actnorm_log_scale,
-                         bool inverse) {
+PreparedWeights invertible_conv1x1_full_cpu(at::TensorList weight, at::TensorList actnorm_bias,
+                                            at::TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_full_inputs(weight, actnorm_bias, actnorm_log_scale);
   const auto call = prepare_layers(weight, actnorm_bias, actnorm_log_scale,
                                    [&](LayerStore& store, size_t i) { return full_layer(store, weight, i); });
   return run_forward(call, inverse);
 }
 
-std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector> lu_backward_cpu(
-    at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet,
-    at::TensorList result, at::TensorList lower, at::TensorList upper, at::TensorList log_s,
-    at::TensorList sign, at::TensorList permutation, at::TensorList actnorm_bias,
-    at::TensorList actnorm_log_scale, bool inverse) {
+std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
+invertible_conv1x1_lu_backward_cpu(at::TensorList grad_weight, at::TensorList grad_bias,
+                                   const at::Tensor& grad_logdet, at::TensorList result, at::TensorList lower,
+                                   at::TensorList upper, at::TensorList log_s, at::TensorList sign,
+                                   at::TensorList permutation, at::TensorList actnorm_bias,
+                                   at::TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   check_prepared_gradients(kInvertibleConv1x1Lu, grad_weight, grad_bias, grad_logdet, result, lower,
                            actnorm_bias);
@@ -368,7 +371,7 @@ std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
           cast_all(call.actnorm_bias, type), cast_all(call.actnorm_log_scale, type)};
 }
 
-std::tuple<TensorVector, TensorVector, TensorVector> full_backward_cpu(
+std::tuple<TensorVector, TensorVector, TensorVector> invertible_conv1x1_full_backward_cpu(
     at::TensorList grad_weight, at::TensorList grad_bias, const at::Tensor& grad_logdet,
     at::TensorList result, at::TensorList weight, at::TensorList actnorm_bias,
     at::TensorList actnorm_log_scale, bool inverse) {
@@ -386,15 +389,6 @@ std::tuple<TensorVector, TensorVector, TensorVector> full_backward_cpu(
   const auto type = weight[0].scalar_type();
   return {cast_all(call.full, type), cast_all(call.actnorm_bias, type),
           cast_all(call.actnorm_log_scale, type)};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, CPU, m) {
-  m.impl("invertible_conv1x1_lu", &lu_cpu);
-  m.impl("invertible_conv1x1_full", &full_cpu);
-  m.impl("invertible_conv1x1_lu_backward", &lu_backward_cpu);
-  m.impl("invertible_conv1x1_full_backward", &full_backward_cpu);
 }
 
 }  // namespace flowops

@@ -1,5 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "common/cuda_host.h"
 #include "cuda/actnorm_launch.h"
@@ -15,8 +13,10 @@ ChannelSplit split_of(const Params& p) {
 
 // `values` doubles for every channel and split.
 at::Tensor partial_sums(const ChannelSplit& split, int64_t values, const at::Tensor& like) {
-  return at::empty({int64_t{split.channels} * split.splits * values}, like.options().dtype(at::kDouble));
+  return like.new_empty({int64_t{split.channels} * split.splits * values}, at::kDouble);
 }
+
+}  // namespace
 
 std::tuple<at::Tensor, at::Tensor> actnorm_cuda(const at::Tensor& x, const at::Tensor& bias,
                                                 const at::Tensor& log_scale,
@@ -63,14 +63,6 @@ std::tuple<at::Tensor, at::Tensor> actnorm_statistics_cuda(const at::Tensor& x) 
                  "actnorm_statistics");
   }
   return {call.mean, call.std};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
-  m.impl("actnorm", &actnorm_cuda);
-  m.impl("actnorm_backward", &actnorm_backward_cuda);
-  m.impl("actnorm_statistics", &actnorm_statistics_cuda);
 }
 
 }  // namespace flowops

@@ -1,12 +1,9 @@
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "common/cuda_host.h"
 #include "cuda/affine_coupling_launch.h"
 #include "ops/affine_coupling_operands.h"
 
 namespace flowops {
-namespace {
 
 std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(const at::Tensor& x, const at::Tensor& params,
                                                         const OptionalTensor& amplitude,
@@ -22,8 +19,8 @@ std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(const at::Tensor& x, con
   for (const auto& tensor : {call.x, call.params}) check_sample_span(kAffineCoupling, tensor);
   const auto type = storage_type(x.scalar_type());
   const auto split = split_affine_coupling(type, call.p);
-  const auto partial = at::empty({split.samples.chunks > 1 ? x.size(0) * split.samples.chunks : 0},
-                                 x.options().dtype(at::kDouble));
+  const auto partial =
+      x.new_empty({split.samples.chunks > 1 ? x.size(0) * split.samples.chunks : 0}, at::kDouble);
   check_launch(
       launch_affine_coupling(type, call.p, split, partial.mutable_data_ptr<double>(), current_stream()),
       kAffineCoupling);
@@ -48,13 +45,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward_cuda(
     check_launch(launch_affine_coupling_backward(type, call.p, split, current_stream()), kAffineCoupling);
   }
   return {call.grad_x, call.grad_params, reduce_grad_amplitude(call.grad_amplitude, amplitude, saved)};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
-  m.impl("affine_coupling", &affine_coupling_cuda);
-  m.impl("affine_coupling_backward", &affine_coupling_backward_cuda);
 }
 
 }  // namespace flowops

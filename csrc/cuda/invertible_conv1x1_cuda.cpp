@@ -1,7 +1,5 @@
-#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
-#include <torch/library.h>
 
 #include "common/cuda_host.h"
 #include "cuda/invertible_conv1x1_launch.h"
@@ -30,6 +28,22 @@ Tensor multiply(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return z.view(x.sizes());
 }
 
+std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_z, const Tensor& x,
+                                                     const Tensor& weight, bool wants_x, bool wants_weight,
+                                                     bool wants_bias) {
+  const auto wide = accumulation_type(x.scalar_type());
+  const auto none = weight.new_empty({0});
+  Tensor grad_x = wants_x ? multiply(grad_z, weight.t(), std::nullopt) : x.new_empty({0});
+  Tensor grad_weight = none, grad_bias = none;
+  // A sum over all positions would not fit the 16-bit types.
+  const Tensor rows = wants_weight || wants_bias ? position_rows(grad_z).to(wide) : none;
+  if (wants_weight) grad_weight = at::matmul(rows.t(), position_rows(x).to(wide));
+  if (wants_bias) grad_bias = rows.sum(0);
+  return {grad_x, grad_weight.to(weight.scalar_type()), grad_bias.to(weight.scalar_type())};
+}
+
+}  // namespace
+
 Tensor invertible_conv1x1_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_invertible_conv1x1_inputs(x, weight, bias);
   const DeviceGuard guard(x);
@@ -41,20 +55,6 @@ Tensor invertible_conv1x1_cuda(const Tensor& x, const Tensor& weight, const std:
                  kInvertibleConv1x1);
   }
   return call.z;
-}
-
-std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_z, const Tensor& x,
-                                                     const Tensor& weight, bool wants_x, bool wants_weight,
-                                                     bool wants_bias) {
-  const auto wide = accumulation_type(x.scalar_type());
-  const auto none = at::empty({0}, weight.options());
-  Tensor grad_x = wants_x ? multiply(grad_z, weight.t(), std::nullopt) : at::empty({0}, x.options());
-  Tensor grad_weight = none, grad_bias = none;
-  // A sum over all positions would not fit the 16-bit types.
-  const Tensor rows = wants_weight || wants_bias ? position_rows(grad_z).to(wide) : none;
-  if (wants_weight) grad_weight = at::matmul(rows.t(), position_rows(x).to(wide));
-  if (wants_bias) grad_bias = rows.sum(0);
-  return {grad_x, grad_weight.to(weight.scalar_type()), grad_bias.to(weight.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor, Tensor> invertible_conv1x1_backward_cuda(const Tensor& grad_z, const Tensor& x,
@@ -71,21 +71,13 @@ std::tuple<Tensor, Tensor, Tensor> invertible_conv1x1_backward_cuda(const Tensor
     check_sample_span(kInvertibleConv1x1, call.x);
     const auto split = split_pixels(call.p.batch, call.p.pixels);
     const bool wants_sums = wants_weight || wants_bias;
-    const auto partial =
-        at::empty({wants_sums ? split.blocks * x.size(1) * (x.size(1) + 1) : 0}, call.weight.options());
+    const auto partial = call.weight.new_empty({wants_sums ? split.blocks * x.size(1) * (x.size(1) + 1) : 0});
     check_launch(launch_invertible_conv1x1_backward(storage_type(x.scalar_type()), call.p, split,
                                                     partial.data_ptr(), current_stream()),
                  kInvertibleConv1x1);
   }
   const auto type = weight.scalar_type();
   return {call.grad_x, call.grad_weight.to(type), call.grad_bias.to(type)};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
-  m.impl("invertible_conv1x1", &invertible_conv1x1_cuda);
-  m.impl("invertible_conv1x1_backward", &invertible_conv1x1_backward_cuda);
 }
 
 }  // namespace flowops

@@ -1,7 +1,5 @@
 #include <ATen/ops/_linalg_slogdet.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_inv_ex.h>
-#include <torch/library.h>
 
 #include "common/cuda_host.h"
 #include "cuda/invertible_conv1x1_prepare_launch.h"
@@ -21,9 +19,30 @@ Tensor invert(const Tensor& matrix) {
   return std::get<0>(at::linalg_inv_ex(matrix.to(wide), false)).contiguous();
 }
 
-PreparedWeights lu_cuda(TensorList lower, TensorList upper, TensorList log_s, TensorList sign,
-                        TensorList permutation, TensorList actnorm_bias, TensorList actnorm_log_scale,
-                        bool inverse) {
+struct BackwardLayers {
+  std::vector<LayerBackward> layers;
+  TensorVector held;
+
+  // `weight` is empty for LU layers, and where the inverse matrix is not needed.
+  BackwardLayers(const std::vector<PreparedLayerBackward>& prepared, const Tensor& like, TensorList weight) {
+    for (size_t i = 0; i < prepared.size(); ++i) {
+      const int64_t n = prepared[i].forward.channels;
+      held.push_back(like.new_empty({2, n, n}));
+      LayerBackward entry{prepared[i], held.back().data_ptr()};
+      if (!weight.empty() && too_large(weight[i])) {
+        held.push_back(invert(weight[i]));
+        entry.inverse = held.back().const_data_ptr();
+      }
+      layers.push_back(entry);
+    }
+  }
+};
+
+}  // namespace
+
+PreparedWeights invertible_conv1x1_lu_cuda(TensorList lower, TensorList upper, TensorList log_s,
+                                           TensorList sign, TensorList permutation, TensorList actnorm_bias,
+                                           TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   const DeviceGuard guard(lower[0]);
   const auto call = prepare_layers(lower, actnorm_bias, actnorm_log_scale, [&](LayerStore& store, size_t i) {
@@ -35,8 +54,8 @@ PreparedWeights lu_cuda(TensorList lower, TensorList upper, TensorList log_s, Te
   return call.result();
 }
 
-PreparedWeights full_cuda(TensorList weight, TensorList actnorm_bias, TensorList actnorm_log_scale,
-                          bool inverse) {
+PreparedWeights invertible_conv1x1_full_cuda(TensorList weight, TensorList actnorm_bias,
+                                             TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_full_inputs(weight, actnorm_bias, actnorm_log_scale);
   const DeviceGuard guard(weight[0]);
   const auto call = prepare_layers(weight, actnorm_bias, actnorm_log_scale,
@@ -62,29 +81,11 @@ PreparedWeights full_cuda(TensorList weight, TensorList actnorm_bias, TensorList
   return call.result();
 }
 
-struct BackwardLayers {
-  std::vector<LayerBackward> layers;
-  TensorVector held;
-
-  // `weight` is empty for LU layers, and where the inverse matrix is not needed.
-  BackwardLayers(const std::vector<PreparedLayerBackward>& prepared, const Tensor& like, TensorList weight) {
-    for (size_t i = 0; i < prepared.size(); ++i) {
-      const int64_t n = prepared[i].forward.channels;
-      held.push_back(at::empty({2, n, n}, like.options()));
-      LayerBackward entry{prepared[i], held.back().data_ptr()};
-      if (!weight.empty() && too_large(weight[i])) {
-        held.push_back(invert(weight[i]));
-        entry.inverse = held.back().const_data_ptr();
-      }
-      layers.push_back(entry);
-    }
-  }
-};
-
-std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector> lu_backward_cuda(
-    TensorList grad_weight, TensorList grad_bias, const Tensor& grad_logdet, TensorList result,
-    TensorList lower, TensorList upper, TensorList log_s, TensorList sign, TensorList permutation,
-    TensorList actnorm_bias, TensorList actnorm_log_scale, bool inverse) {
+std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
+invertible_conv1x1_lu_backward_cuda(TensorList grad_weight, TensorList grad_bias, const Tensor& grad_logdet,
+                                    TensorList result, TensorList lower, TensorList upper, TensorList log_s,
+                                    TensorList sign, TensorList permutation, TensorList actnorm_bias,
+                                    TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_lu_inputs(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale);
   check_prepared_gradients(kInvertibleConv1x1Lu, grad_weight, grad_bias, grad_logdet, result, lower,
                            actnorm_bias);
@@ -103,7 +104,7 @@ std::tuple<TensorVector, TensorVector, TensorVector, TensorVector, TensorVector>
           cast_all(call.actnorm_bias, type), cast_all(call.actnorm_log_scale, type)};
 }
 
-std::tuple<TensorVector, TensorVector, TensorVector> full_backward_cuda(
+std::tuple<TensorVector, TensorVector, TensorVector> invertible_conv1x1_full_backward_cuda(
     TensorList grad_weight, TensorList grad_bias, const Tensor& grad_logdet, TensorList result,
     TensorList weight, TensorList actnorm_bias, TensorList actnorm_log_scale, bool inverse) {
   check_invertible_conv1x1_full_inputs(weight, actnorm_bias, actnorm_log_scale);
@@ -120,15 +121,6 @@ std::tuple<TensorVector, TensorVector, TensorVector> full_backward_cuda(
   const auto type = weight[0].scalar_type();
   return {cast_all(call.full, type), cast_all(call.actnorm_bias, type),
           cast_all(call.actnorm_log_scale, type)};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
-  m.impl("invertible_conv1x1_lu", &lu_cuda);
-  m.impl("invertible_conv1x1_full", &full_cuda);
-  m.impl("invertible_conv1x1_lu_backward", &lu_backward_cuda);
-  m.impl("invertible_conv1x1_full_backward", &full_backward_cuda);
 }
 
 }  // namespace flowops

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <optional>
 #include <tuple>
@@ -92,7 +91,7 @@ inline ActnormCall prepare_actnorm(const at::Tensor& x, const at::Tensor& bias, 
   call.bias = bias.to(wide).contiguous();
   call.log_scale = log_scale.to(wide).contiguous();
   call.z = empty_like_layout(call.x);
-  call.logdet = at::empty({x.size(0)}, x.options().dtype(wide));
+  call.logdet = x.new_empty({x.size(0)}, wide);
   ActnormParams& p = call.p;
   const bool inner_channels = set_actnorm_geometry(p, call.x);
   p.inverse = inverse;
@@ -116,8 +115,8 @@ inline ActnormBackwardCall prepare_actnorm_backward(const at::Tensor& grad_z, co
   call.log_scale = log_scale.to(wide).contiguous();
   call.grad_logdet = grad_logdet.contiguous();
   call.grad_x = empty_like_layout(call.x);
-  call.grad_bias = at::empty({x.size(1)}, x.options().dtype(wide));
-  call.grad_log_scale = at::empty({x.size(1)}, x.options().dtype(wide));
+  call.grad_bias = x.new_empty({x.size(1)}, wide);
+  call.grad_log_scale = x.new_empty({x.size(1)}, wide);
   ActnormBackwardParams& p = call.p;
   const bool inner_channels = set_actnorm_geometry(p, call.x);
   p.inverse = inverse;
@@ -135,9 +134,9 @@ inline ActnormBackwardCall prepare_actnorm_backward(const at::Tensor& grad_z, co
 inline ActnormStatisticsCall prepare_actnorm_statistics(const at::Tensor& x) {
   ActnormStatisticsCall call;
   call.x = walkable(x);
-  const auto options = x.options().dtype(accumulation_type(x.scalar_type()));
-  call.mean = at::empty({x.size(1)}, options);
-  call.std = at::empty({x.size(1)}, options);
+  const auto type = accumulation_type(x.scalar_type());
+  call.mean = x.new_empty({x.size(1)}, type);
+  call.std = x.new_empty({x.size(1)}, type);
   ActnormStatisticsParams& p = call.p;
   p.x = operand(call.x, set_actnorm_geometry(p, call.x));
   p.mean = call.mean.data_ptr();

@@ -4,9 +4,7 @@
 // are moved, the others copied. Returns z like x and logdet (B,), nats, in the accumulation type.
 #pragma once
 
-#include <ATen/ExpandUtils.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <optional>
 #include <tuple>
@@ -61,6 +59,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward(
 
 inline constexpr const char* kAffineCoupling = "affine_coupling";
 
+inline bool broadcasts_to(at::IntArrayRef shape, at::IntArrayRef target) {
+  if (shape.size() > target.size()) return false;
+  for (size_t i = 1; i <= shape.size(); ++i) {
+    const int64_t size = shape[shape.size() - i];
+    if (size != 1 && size != target[target.size() - i]) return false;
+  }
+  return true;
+}
+
 inline void check_affine_coupling_params(const at::Tensor& x, const at::Tensor& params,
                                          const OptionalTensor& amplitude, const OptionalTensor& mask,
                                          const CouplingOptions& options) {
@@ -96,7 +103,7 @@ inline void check_affine_coupling_params(const at::Tensor& x, const at::Tensor& 
     FLOWOPS_CHECK(op, mask->scalar_type() == at::kBool, "mask must be bool, got ", mask->scalar_type());
     auto target = x.sizes().slice(1).vec();
     target[0] = n;
-    FLOWOPS_CHECK(op, at::is_expandable_to(mask->sizes(), target), "mask must broadcast to ",
+    FLOWOPS_CHECK(op, broadcasts_to(mask->sizes(), target), "mask must broadcast to ",
                   at::IntArrayRef(target), ", got ", mask->sizes());
     check_same_device(op, "mask", *mask, x);
   }

@@ -80,7 +80,7 @@ inline AffineCouplingCall prepare_affine_coupling(const at::Tensor& x, const at:
   call.params = walkable(params);
   call.z = empty_like_layout(call.x);
   const auto wide = accumulation_type(x.scalar_type());
-  call.logdet = at::empty({x.size(0)}, x.options().dtype(wide));
+  call.logdet = x.new_empty({x.size(0)}, wide);
   const bool inner_channels = channels_inner(call.x);
   const int64_t n = options.moved(params);
   AffineCouplingParams& p = call.p;
@@ -124,7 +124,7 @@ inline AffineCouplingBackwardCall prepare_affine_coupling_backward(
     auto sizes = saved.sizes().vec();
     sizes[1] = n;
     const auto wide = accumulation_type(saved.scalar_type());
-    call.grad_amplitude = at::empty(sizes, saved.options().dtype(wide));
+    call.grad_amplitude = saved.new_empty(sizes, wide);
     p.grad_amplitude = operand(call.grad_amplitude, inner_channels);
   }
   if (mask) call.mask = detail::mask_operand(*mask, call.saved, n, inner_channels, p.mask);
@@ -140,7 +140,7 @@ inline AffineCouplingBackwardCall prepare_affine_coupling_backward(
 // The gradient of the amplitude as given, from its element-wise contributions.
 inline at::Tensor reduce_grad_amplitude(const at::Tensor& elements, const OptionalTensor& amplitude,
                                         const at::Tensor& like) {
-  if (!amplitude) return at::empty({0}, like.options());
+  if (!amplitude) return like.new_empty({0});
   if (amplitude->dim() == 0) return elements.sum().to(amplitude->scalar_type());
   return elements.transpose(0, 1).flatten(1).sum(1).to(amplitude->scalar_type());
 }

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <optional>
 #include <tuple>
@@ -90,15 +89,14 @@ inline InvertibleConv1x1BackwardCall prepare_invertible_conv1x1_backward(const a
                                                                          bool wants_x, bool wants_weight,
                                                                          bool wants_bias) {
   const auto wide = accumulation_type(x.scalar_type());
-  const auto options = x.options().dtype(wide);
   const int64_t channels = x.size(1);
   InvertibleConv1x1BackwardCall call;
   call.grad_z = walkable(grad_z);
   call.x = walkable(x);
   call.weight = weight.to(wide).contiguous();
-  call.grad_x = wants_x ? empty_like_layout(call.x) : at::empty({0}, x.options());
-  call.grad_weight = wants_weight ? at::empty({channels, channels}, options) : at::empty({0}, options);
-  call.grad_bias = at::empty({wants_bias ? channels : 0}, options);
+  call.grad_x = wants_x ? empty_like_layout(call.x) : x.new_empty({0});
+  call.grad_weight = wants_weight ? x.new_empty({channels, channels}, wide) : x.new_empty({0}, wide);
+  call.grad_bias = x.new_empty({wants_bias ? channels : 0}, wide);
   InvertibleConv1x1BackwardParams& p = call.p;
   p.batch = x.size(0), p.channels = channels, p.pixels = pixel_count(x);
   p.grad_z = operand(call.grad_z, false);

@@ -9,7 +9,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <tuple>
 #include <vector>
@@ -150,7 +149,7 @@ class LayerStore {
   }
 
   void* output(TensorVector& list, const at::Tensor& like) {
-    list.push_back(at::empty(like.sizes(), like.options().dtype(type_)));
+    list.push_back(like.new_empty(like.sizes(), type_));
     return list.back().data_ptr();
   }
 
@@ -205,7 +204,7 @@ PrepareCall prepare_layers(at::TensorList matrices, at::TensorList actnorm_bias,
                            at::TensorList actnorm_log_scale, const MakeLayer& make_layer) {
   const auto wide = accumulation_type(matrices[0].scalar_type());
   PrepareCall call(wide);
-  call.logdet = at::empty({int64_t(matrices.size())}, matrices[0].options().dtype(wide));
+  call.logdet = matrices[0].new_empty({int64_t(matrices.size())}, wide);
   for (size_t i = 0; i < matrices.size(); ++i) {
     PreparedLayer layer = make_layer(call.store, i);
     add_actnorm(call.store, layer, actnorm_bias, actnorm_log_scale, i);

@@ -1,0 +1,37 @@
+// The CPU kernels that the dispatcher calls, each defined in <op>_cpu.cpp: torch/library.h is compiled once.
+#include <torch/library.h>
+
+#include "ops/actnorm.h"
+#include "ops/affine_coupling.h"
+#include "ops/invertible_conv1x1.h"
+#include "ops/invertible_conv1x1_prepare.h"
+
+namespace flowops {
+
+decltype(actnorm) actnorm_cpu;
+decltype(actnorm_backward) actnorm_backward_cpu;
+decltype(actnorm_statistics) actnorm_statistics_cpu;
+decltype(affine_coupling) affine_coupling_cpu;
+decltype(affine_coupling_backward) affine_coupling_backward_cpu;
+decltype(invertible_conv1x1) invertible_conv1x1_cpu;
+decltype(invertible_conv1x1_backward) invertible_conv1x1_backward_cpu;
+decltype(invertible_conv1x1_lu) invertible_conv1x1_lu_cpu;
+decltype(invertible_conv1x1_full) invertible_conv1x1_full_cpu;
+decltype(invertible_conv1x1_lu_backward) invertible_conv1x1_lu_backward_cpu;
+decltype(invertible_conv1x1_full_backward) invertible_conv1x1_full_backward_cpu;
+
+TORCH_LIBRARY_IMPL(flowops, CPU, m) {
+  m.impl("actnorm", &actnorm_cpu);
+  m.impl("actnorm_backward", &actnorm_backward_cpu);
+  m.impl("actnorm_statistics", &actnorm_statistics_cpu);
+  m.impl("affine_coupling", &affine_coupling_cpu);
+  m.impl("affine_coupling_backward", &affine_coupling_backward_cpu);
+  m.impl("invertible_conv1x1", &invertible_conv1x1_cpu);
+  m.impl("invertible_conv1x1_backward", &invertible_conv1x1_backward_cpu);
+  m.impl("invertible_conv1x1_lu", &invertible_conv1x1_lu_cpu);
+  m.impl("invertible_conv1x1_full", &invertible_conv1x1_full_cpu);
+  m.impl("invertible_conv1x1_lu_backward", &invertible_conv1x1_lu_backward_cpu);
+  m.impl("invertible_conv1x1_full_backward", &invertible_conv1x1_full_backward_cpu);
+}
+
+}  // namespace flowops

@@ -1,0 +1,39 @@
+// The CUDA kernels that the dispatcher calls, each defined in <op>_cuda.cpp: torch/library.h is compiled
+// once.
+#include <torch/library.h>
+
+#include "common/cuda_host.h"
+#include "ops/actnorm.h"
+#include "ops/affine_coupling.h"
+#include "ops/invertible_conv1x1.h"
+#include "ops/invertible_conv1x1_prepare.h"
+
+namespace flowops {
+
+decltype(actnorm) actnorm_cuda;
+decltype(actnorm_backward) actnorm_backward_cuda;
+decltype(actnorm_statistics) actnorm_statistics_cuda;
+decltype(affine_coupling) affine_coupling_cuda;
+decltype(affine_coupling_backward) affine_coupling_backward_cuda;
+decltype(invertible_conv1x1) invertible_conv1x1_cuda;
+decltype(invertible_conv1x1_backward) invertible_conv1x1_backward_cuda;
+decltype(invertible_conv1x1_lu) invertible_conv1x1_lu_cuda;
+decltype(invertible_conv1x1_full) invertible_conv1x1_full_cuda;
+decltype(invertible_conv1x1_lu_backward) invertible_conv1x1_lu_backward_cuda;
+decltype(invertible_conv1x1_full_backward) invertible_conv1x1_full_backward_cuda;
+
+TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
+  m.impl("actnorm", &actnorm_cuda);
+  m.impl("actnorm_backward", &actnorm_backward_cuda);
+  m.impl("actnorm_statistics", &actnorm_statistics_cuda);
+  m.impl("affine_coupling", &affine_coupling_cuda);
+  m.impl("affine_coupling_backward", &affine_coupling_backward_cuda);
+  m.impl("invertible_conv1x1", &invertible_conv1x1_cuda);
+  m.impl("invertible_conv1x1_backward", &invertible_conv1x1_backward_cuda);
+  m.impl("invertible_conv1x1_lu", &invertible_conv1x1_lu_cuda);
+  m.impl("invertible_conv1x1_full", &invertible_conv1x1_full_cuda);
+  m.impl("invertible_conv1x1_lu_backward", &invertible_conv1x1_lu_backward_cuda);
+  m.impl("invertible_conv1x1_full_backward", &invertible_conv1x1_full_backward_cuda);
+}
+
+}  // namespace flowops
