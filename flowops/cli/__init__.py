@@ -32,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    from flowops.cli.console import require_extras
     from flowops.cli.parser import parse_arguments
 
     arguments = parse_arguments(argv)
+    if arguments.verb != "info":
+        require_extras()  # before the imports below, which need them
     if arguments.verb == "train":
         from flowops.cli.train import train
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from flowops.cli.errors import FAILURE, CommandError
 from flowops.cli.files import write_atomically
+from flowops.cli.run_folder import CHECKPOINT
 
-FILE_NAME = "checkpoint.safetensors"
 FORMAT = "1"
 
 
@@ -76,7 +76,7 @@ class Checkpoint:
             {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
             metadata,
         )
-        write_atomically(folder / FILE_NAME, content)
+        write_atomically(folder / CHECKPOINT, content)
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -85,9 +85,11 @@ class Checkpoint:
         Raises:
             CommandError: It is absent, or no checkpoint of this format.
         """
-        path = folder / FILE_NAME
+        path = folder / CHECKPOINT
         if not path.is_file():
-            raise CommandError(f"{folder} holds no {FILE_NAME}; train first, or give another --run")
+            raise CommandError(
+                f"{folder} holds no {CHECKPOINT}; train first, or give another --run"
+            )
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -142,7 +144,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise CommandError(
-            f"{folder / FILE_NAME} does not fit the model of config.json: {error}", FAILURE
+            f"{folder / CHECKPOINT} does not fit the model of config.json: {error}", FAILURE
         ) from error
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from flowops.cli.baselines import trivial_baselines
-from flowops.cli.console import Progress, require_extras, say_json, say_table
+from flowops.cli.console import Progress, say_json, say_table
 from flowops.cli.errors import CommandError
 from flowops.cli.evaluation import held_out_bits
 from flowops.cli.sampling import choose_device, load_run
@@ -19,7 +19,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     Raises:
         CommandError: There is no such run, or its data is missing or changed.
     """
-    require_extras()
     device = choose_device(arguments.device)
     model, config, step = load_run(Path(arguments.run), device)
     data = load_data(config.train)

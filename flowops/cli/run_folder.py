@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowops.cli.checkpoint import FILE_NAME
 from flowops.cli.errors import FAILURE, CommandError
 from flowops.cli.files import TEMPORARY_PREFIX, JsonLines, write_json
 from flowops.cli.settings import RunConfig, option_name
 
 CONFIG = "config.json"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class RunFolder:
@@ -38,7 +38,7 @@ class RunFolder:
 
     def has_checkpoint(self) -> bool:
         """Say whether there is something to go on from."""
-        return (self.path / FILE_NAME).is_file()
+        return (self.path / CHECKPOINT).is_file()
 
     def read_config(self) -> RunConfig:
         """Read ``config.json``.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flowops.cli.checkpoint import Checkpoint, load_weights
-from flowops.cli.console import require_extras, say, say_json
+from flowops.cli.console import say, say_json
 from flowops.cli.errors import CommandError
 from flowops.cli.noise import SAMPLES, stream_seed
 from flowops.cli.plots import write_grid
@@ -27,7 +27,6 @@ def sample(arguments: argparse.Namespace) -> int:
     Raises:
         CommandError: There is no such run, or the PNG cannot be written.
     """
-    require_extras()
     out = Path(arguments.out)
     if out.suffix.lower() != ".png" or not out.parent.is_dir():
         raise CommandError(f"--out must be a .png file in an existing folder, got {out}")

@@ -13,7 +13,7 @@ import torch
 import flowops
 from flowops.cli.baselines import trivial_baselines
 from flowops.cli.checkpoint import Checkpoint
-from flowops.cli.console import Progress, require_extras, say, say_json, say_table
+from flowops.cli.console import Progress, say, say_json, say_table
 from flowops.cli.errors import CommandError
 from flowops.cli.plots import write_curve
 from flowops.cli.run_folder import RunFolder, differences
@@ -39,7 +39,6 @@ def train(arguments: argparse.Namespace) -> int:
     Raises:
         CommandError: A wrong request (2), before anything is written; or a failure of the work (1).
     """
-    require_extras()
     started = time.monotonic()
     folder = RunFolder(run_path(arguments))
     stored = folder.read_config() if arguments.resume and folder.has_config() else None

@@ -59,17 +59,43 @@ def test_missing_fashion_mnist_says_how_to_get_it(command, tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("package", ["safetensors", "matplotlib"])
-def test_missing_extra_says_what_to_install(command, tmp_path, monkeypatch, package):
-    import importlib.util
+def run_without(packages: set[str], *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process that cannot import some packages."""
+    program = f"""
+import sys
 
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
-    )
-    result = command("train", "--out", tmp_path / "run")
-    assert result.status == 2
-    assert f"{package} not installed; run `pip install 'flowops[train]'`" in result.err
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name in {packages} else find_spec(name)
+from flowops.cli import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", program, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+EXTRAS = {"safetensors": "safetensors", "tqdm": "tqdm", "PIL": "pillow", "matplotlib": "matplotlib"}
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_missing_extra_says_what_to_install(tmp_path, package):
+    result = run_without({package}, "train", "--out", tmp_path / "run")
+    assert (result.returncode, result.stdout) == (2, "")
+    message = f"{EXTRAS[package]} not installed; run `pip install 'flowops[train]'`"
+    assert result.stderr == f"flowops: {message}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_info_needs_no_extra():
+    result = run_without({*EXTRAS, "sklearn"}, "info")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "torch" in result.stdout
 
 
 def test_cuda_without_a_gpu_is_refused(command, tmp_path, monkeypatch):
