@@ -24,6 +24,7 @@ class Case:
         traffic: Bytes that the forward pass must move at the least, for the comparison with a copy.
         backward: Whether forward+backward is timed too.
         tolerance: Largest difference from ``eager`` in float64, relative to its largest element.
+        compared: Which outputs are compared: those without random numbers.
     """
 
     op: str
@@ -34,3 +35,4 @@ class Case:
     traffic: int
     backward: bool = True
     tolerance: float = 1e-4
+    compared: slice = slice(None)

@@ -3,6 +3,7 @@
 
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
 
@@ -13,6 +14,9 @@ decltype(actnorm_backward) actnorm_backward_cpu;
 decltype(actnorm_statistics) actnorm_statistics_cpu;
 decltype(affine_coupling) affine_coupling_cpu;
 decltype(affine_coupling_backward) affine_coupling_backward_cpu;
+decltype(gaussian_rsample) gaussian_rsample_cpu;
+decltype(gaussian_rsample_backward) gaussian_rsample_backward_cpu;
+decltype(gaussian_noise) gaussian_noise_cpu;
 decltype(invertible_conv1x1) invertible_conv1x1_cpu;
 decltype(invertible_conv1x1_backward) invertible_conv1x1_backward_cpu;
 decltype(invertible_conv1x1_lu) invertible_conv1x1_lu_cpu;
@@ -26,6 +30,9 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("actnorm_statistics", &actnorm_statistics_cpu);
   m.impl("affine_coupling", &affine_coupling_cpu);
   m.impl("affine_coupling_backward", &affine_coupling_backward_cpu);
+  m.impl("gaussian_rsample", &gaussian_rsample_cpu);
+  m.impl("gaussian_rsample_backward", &gaussian_rsample_backward_cpu);
+  m.impl("gaussian_noise", &gaussian_noise_cpu);
   m.impl("invertible_conv1x1", &invertible_conv1x1_cpu);
   m.impl("invertible_conv1x1_backward", &invertible_conv1x1_backward_cpu);
   m.impl("invertible_conv1x1_lu", &invertible_conv1x1_lu_cpu);

@@ -17,6 +17,7 @@ from .permutation import (
     reverse_permutation,
 )
 from .preprocess import Logit, Shift, dequantize, preprocessing
+from .sampling import GaussianRsample
 from .split import LearnedPrior, Split
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DiagonalScale",
     "Flatten",
     "GatedResNet",
+    "GaussianRsample",
     "GlowConvNet",
     "Inverse",
     "InvertibleConv1x1",

@@ -2,6 +2,12 @@
 
 from flowops.ops.actnorm import actnorm, actnorm_inverse, actnorm_statistics
 from flowops.ops.affine_coupling import affine_coupling, affine_coupling_inverse
+from flowops.ops.gaussian_rsample import (
+    gaussian_rsample,
+    gaussian_rsample_kl,
+    randn,
+    random_key,
+)
 from flowops.ops.invertible_conv1x1 import (
     invertible_conv1x1,
     invertible_conv1x1_full,
@@ -14,7 +20,11 @@ __all__ = [
     "actnorm_statistics",
     "affine_coupling",
     "affine_coupling_inverse",
+    "gaussian_rsample",
+    "gaussian_rsample_kl",
     "invertible_conv1x1",
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",
+    "randn",
+    "random_key",
 ]

@@ -1,0 +1,45 @@
+// math/special.h for vectors. Torch-free.
+#pragma once
+
+#include <limits>
+
+#include "common/vec.h"
+#include "math/special.h"
+
+namespace flowops {
+
+template <typename T>
+FLOWOPS_INLINE Vec<T> sqrt(Vec<T> x) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm512_maskz_sqrt_ps(-1, x.lanes));
+  } else {
+    return Vec<T>(_mm512_maskz_sqrt_pd(-1, x.lanes));
+  }
+#else
+  for (int i = 0; i < Vec<T>::kLanes; ++i) x.lanes[i] = sqrt(x.lanes[i]);
+  return x;
+#endif
+}
+
+// As std::log for any number: subnormal ones too, -inf for 0, NaN below.
+template <typename T>
+FLOWOPS_INLINE Vec<T> log_any(Vec<T> x) {
+  using Limits = std::numeric_limits<T>;
+  const Vec<T> zero(0), infinity(Limits::infinity());
+  const auto small = x < Vec<T>(Limits::min());
+  const Vec<T> shift(T(1) / Limits::epsilon());
+  const Vec<T> log_shift(T(FloatTraits<T>::kMantissaBits * 0.693147180559945309417));
+  const Vec<T> finite = log(select(small, x * shift, x)) - select(small, log_shift, zero);
+  const Vec<T> edge = select(x > zero, infinity, select(x != zero, Vec<T>(Limits::quiet_NaN()), -infinity));
+  return select((x > zero) & (infinity > x), finite, edge);
+}
+
+// log(1 + x) for x >= 0: what 1 + x rounds off is given back by the quotient (Kahan).
+template <typename T>
+FLOWOPS_INLINE Vec<T> log1p(Vec<T> x) {
+  const Vec<T> one(1), y = one + x;
+  return select(y != one, log(y) * x / (y - one), x);
+}
+
+}  // namespace flowops

@@ -1,0 +1,250 @@
+#include "common/cuda_split.cuh"
+#include "cuda/gaussian_rsample_launch.h"
+#include "math/gaussian_rsample.h"
+#include "math/philox.h"
+
+namespace flowops {
+namespace {
+
+__device__ __forceinline__ PhiloxStream read_stream(const int64_t* key) {
+  return {static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])};
+}
+
+// Normal numbers `first` and following of the stream. Several are whole blocks; for one alone its block is
+// made.
+template <int kLanes, typename T>
+__device__ __forceinline__ void load_noise(const PhiloxStream& stream, int64_t first, T (&noise)[kLanes]) {
+  constexpr int kPer = kNormalsPerBlock<T>;
+  const uint64_t block = uint64_t(first) / kPer;
+  if constexpr (kLanes == 1) {
+    T normals[kPer];
+    normal_block(stream, block, normals);
+    const int which = int(first % kPer);
+    noise[0] = normals[0];
+#pragma unroll
+    for (int i = 1; i < kPer; ++i) noise[0] = which == i ? normals[i] : noise[0];
+  } else {
+    static_assert(kLanes % kPer == 0);
+#pragma unroll
+    for (int b = 0; b < kLanes / kPer; ++b) {
+      T normals[kPer];
+      normal_block(stream, block + b, normals);
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) noise[b * kPer + i] = normals[i];
+    }
+  }
+}
+
+// The prior of the elements from (row, column) on; the standard one where the operands are absent.
+template <int kLanes, typename scalar_t>
+struct PriorOperands {
+  using T = opmath_type<scalar_t>;
+  Rows<const scalar_t> mean, scale;
+
+  template <typename Params>
+  __device__ PriorOperands(const Params& p, int64_t sample)
+      : mean(p.prior_mean, sample), scale(p.prior_scale, sample) {}
+
+  __device__ void load(int row, int column, T (&means)[kLanes], T (&raw)[kLanes]) const {
+    if (mean.data == nullptr) return;
+    load_lanes(mean, row, column, means);
+    load_lanes(scale, row, column, raw);
+  }
+
+  template <typename Scale>
+  __device__ GaussianPrior<T> evaluate(T prior_mean, T raw, bool wants_log) const {
+    if (mean.data == nullptr) return standard_prior<T>();
+    return gaussian_prior<Scale>(prior_mean, raw, wants_log);
+  }
+};
+
+template <typename scalar_t, int kLanes, typename Scale>
+__global__ void __launch_bounds__(kSplitThreads)
+    gaussian_rsample_kernel(const GaussianRsampleParams p, const SampleSplit split, double* partial) {
+  using T = opmath_type<scalar_t>;
+  const ThreadShare share(split);
+  const PhiloxStream stream = read_stream(p.key);
+  const Rows<const scalar_t> mean(p.mean, share.sample), scale(p.scale, share.sample);
+  const Rows<scalar_t> z(p.z, share.sample);
+  const PriorOperands<kLanes, scalar_t> prior(p, share.sample);
+  const int64_t first = share.sample * p.outer * p.inner;
+  T sum = 0;
+  for_each_element<kLanes>(split, share, p.outer, p.inner, [&](int row, int column) {
+    T means[kLanes], raw[kLanes], prior_means[kLanes] = {}, prior_raw[kLanes] = {}, noise[kLanes];
+    load_lanes(mean, row, column, means);
+    load_lanes(scale, row, column, raw);
+    prior.load(row, column, prior_means, prior_raw);
+    load_noise(stream, first + int64_t(row) * p.inner + column, noise);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const auto against = prior.template evaluate<Scale>(prior_means[i], prior_raw[i], p.with_kl);
+      const T std = Scale::std(raw[i]);
+      if (p.with_kl) sum += gaussian_kl(gaussian_gap<Scale>(means[i], raw[i], std, against, p.residual));
+      means[i] = gaussian_sample(means[i], std, noise[i], against, p.residual);
+    }
+    store_lanes(z, row, column, means);
+  });
+  const double total = share_sum(split, double(sum));
+  if (share.lane != 0 || !share.active) return;
+  if (split.chunks > 1) {
+    partial[share.sample * split.chunks + share.chunk] = total;
+  } else {
+    static_cast<T*>(p.kl)[share.sample] = static_cast<T>(total);
+  }
+}
+
+// Adds the chunks of a sample in a fixed order, a warp a sample.
+template <typename T>
+__global__ void __launch_bounds__(kSplitThreads)
+    gaussian_kl_kernel(const GaussianRsampleParams p, const SampleSplit split, const double* partial) {
+  const int64_t warp = int64_t(blockIdx.x) * (kSplitThreads / kWarpThreads);
+  const int64_t sample = warp + threadIdx.x / kWarpThreads;
+  if (sample >= split.batch) return;
+  const int lane = threadIdx.x % kWarpThreads;
+  double total = 0;
+  for (int chunk = lane; chunk < split.chunks; chunk += kWarpThreads) {
+    total += partial[sample * split.chunks + chunk];
+  }
+  total = warp_sum(total);
+  if (lane == 0) static_cast<T*>(p.kl)[sample] = static_cast<T>(total);
+}
+
+template <typename scalar_t, int kLanes, typename Scale>
+__global__ void __launch_bounds__(kSplitThreads)
+    gaussian_rsample_backward_kernel(const GaussianRsampleBackwardParams p, const SampleSplit split) {
+  using T = opmath_type<scalar_t>;
+  const ThreadShare share(split);
+  if (!share.active) return;
+  const PhiloxStream stream = read_stream(p.key);
+  const Rows<const scalar_t> grad_z(p.grad_z, share.sample), mean(p.mean, share.sample);
+  const Rows<const scalar_t> scale(p.scale, share.sample);
+  const Rows<scalar_t> grad_mean(p.grad_mean, share.sample), grad_scale(p.grad_scale, share.sample);
+  const Rows<scalar_t> grad_prior_mean(p.grad_prior_mean, share.sample);
+  const Rows<scalar_t> grad_prior_scale(p.grad_prior_scale, share.sample);
+  const PriorOperands<kLanes, scalar_t> prior(p, share.sample);
+  const bool has_prior = prior.mean.data != nullptr;
+  const T upstream = static_cast<const T*>(p.grad_kl)[share.sample];
+  const int64_t first = share.sample * p.outer * p.inner;
+  for_each_element<kLanes>(split, share, p.outer, p.inner, [&](int row, int column) {
+    T grads[kLanes], means[kLanes], raw[kLanes], prior_means[kLanes] = {}, prior_raw[kLanes] = {};
+    T noise[kLanes];
+    load_lanes(grad_z, row, column, grads);
+    load_lanes(mean, row, column, means);
+    load_lanes(scale, row, column, raw);
+    prior.load(row, column, prior_means, prior_raw);
+    load_noise(stream, first + int64_t(row) * p.inner + column, noise);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const auto against = prior.template evaluate<Scale>(prior_means[i], prior_raw[i], p.with_kl);
+      const auto grad = gaussian_gradient<Scale>(grads[i], upstream, noise[i], means[i], raw[i], prior_raw[i],
+                                                 against, has_prior, p.residual, p.with_kl);
+      means[i] = grad.mean;
+      raw[i] = grad.scale;
+      prior_means[i] = grad.prior_mean;
+      prior_raw[i] = grad.prior_scale;
+    }
+    store_lanes(grad_mean, row, column, means);
+    store_lanes(grad_scale, row, column, raw);
+    if (!has_prior) return;
+    store_lanes(grad_prior_mean, row, column, prior_means);
+    store_lanes(grad_prior_scale, row, column, prior_raw);
+  });
+}
+
+// A block of the stream a thread.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kSplitThreads) gaussian_noise_kernel(const GaussianNoiseParams p) {
+  using T = opmath_type<scalar_t>;
+  constexpr int kPer = kNormalsPerBlock<T>;
+  const int64_t block = int64_t(blockIdx.x) * kSplitThreads + threadIdx.x;
+  if (block * kPer >= p.count) return;
+  T normals[kPer];
+  normal_block(read_stream(p.key), uint64_t(block), normals);
+  scalar_t* out = static_cast<scalar_t*>(p.out) + block * kPer;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    if (block * kPer + i < p.count) out[i] = static_cast<scalar_t>(normals[i]);
+  }
+}
+
+template <typename Params>
+GaussianRsampleSplit split_params(StorageType type, const Params& p,
+                                  std::initializer_list<const Operand*> operands) {
+  const int bytes = storage_bytes(type);
+  const bool vectors = take_vectors(operands, p.inner, bytes);
+  return {split_samples(p.batch, p.outer * p.inner, vectors ? 16 / bytes : 1), vectors};
+}
+
+// Calls body(scale) with the value of a type of math/gaussian_rsample.h.
+template <typename Body>
+cudaError_t dispatch_form(GaussianScaleForm form, const Body& body) {
+  switch (form) {
+    case GaussianScaleForm::kLogVariance: return body(LogVarianceScale{});
+    case GaussianScaleForm::kLogStd: return body(LogStdScale{});
+    case GaussianScaleForm::kStd: return body(StdScale{});
+    case GaussianScaleForm::kSoftplus: return body(SoftplusScale{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <typename scalar_t>
+cudaError_t launch_forward(const GaussianRsampleParams& p, const GaussianRsampleSplit& split, double* partial,
+                           cudaStream_t stream) {
+  const SampleSplit& samples = split.samples;
+  const cudaError_t error = dispatch_form(p.form, [&](auto scale) {
+    using Scale = decltype(scale);
+    const auto kernel = split.vectors ? gaussian_rsample_kernel<scalar_t, Vector<scalar_t>::kSize, Scale>
+                                      : gaussian_rsample_kernel<scalar_t, 1, Scale>;
+    return launch(kernel, samples.blocks(), kSplitThreads, 0, stream, p, samples, partial);
+  });
+  if (error != cudaSuccess || samples.chunks == 1) return error;
+  constexpr int64_t kSamples = kSplitThreads / kWarpThreads;
+  return launch(gaussian_kl_kernel<opmath_type<scalar_t>>, (samples.batch + kSamples - 1) / kSamples,
+                kSplitThreads, 0, stream, p, samples, partial);
+}
+
+template <typename scalar_t>
+cudaError_t launch_backward(const GaussianRsampleBackwardParams& p, const GaussianRsampleSplit& split,
+                            cudaStream_t stream) {
+  return dispatch_form(p.form, [&](auto scale) {
+    using Scale = decltype(scale);
+    const auto kernel = split.vectors
+                            ? gaussian_rsample_backward_kernel<scalar_t, Vector<scalar_t>::kSize, Scale>
+                            : gaussian_rsample_backward_kernel<scalar_t, 1, Scale>;
+    return launch(kernel, split.samples.blocks(), kSplitThreads, 0, stream, p, split.samples);
+  });
+}
+
+}  // namespace
+
+GaussianRsampleSplit split_gaussian_rsample(StorageType type, const GaussianRsampleParams& p) {
+  return split_params(type, p, {&p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.z});
+}
+
+GaussianRsampleSplit split_gaussian_rsample(StorageType type, const GaussianRsampleBackwardParams& p) {
+  return split_params(type, p,
+                      {&p.grad_z, &p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.grad_mean,
+                       &p.grad_scale, &p.grad_prior_mean, &p.grad_prior_scale});
+}
+
+cudaError_t launch_gaussian_rsample(StorageType type, const GaussianRsampleParams& p,
+                                    const GaussianRsampleSplit& split, double* partial, cudaStream_t stream) {
+  return dispatch_storage(
+      type, [&](auto zero) { return launch_forward<decltype(zero)>(p, split, partial, stream); });
+}
+
+cudaError_t launch_gaussian_rsample_backward(StorageType type, const GaussianRsampleBackwardParams& p,
+                                             const GaussianRsampleSplit& split, cudaStream_t stream) {
+  return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
+}
+
+cudaError_t launch_gaussian_noise(StorageType type, const GaussianNoiseParams& p, cudaStream_t stream) {
+  return dispatch_storage(type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    constexpr int64_t kNumbers = int64_t{kSplitThreads} * kNormalsPerBlock<opmath_type<scalar_t>>;
+    return launch(gaussian_noise_kernel<scalar_t>, (p.count + kNumbers - 1) / kNumbers, kSplitThreads, 0,
+                  stream, p);
+  });
+}
+
+}  // namespace flowops

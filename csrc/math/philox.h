@@ -1,0 +1,141 @@
+// Counter-based random numbers: Philox4x32-10 and the Box-Muller transform, for one value or a vector of
+// lanes. Torch-free.
+//
+// Block b of the stream (seed, offset) is philox(counter = (b, offset), key = seed), both 64 bits, low word
+// first: four words, so two normal doubles or four normal floats. Normal number i is value i mod 4 (mod 2) of
+// block i div 4 (div 2), whatever the device, the layout, the chunking and the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "math/special.h"
+
+namespace flowops {
+
+struct PhiloxStream {
+  uint64_t seed, offset;
+};
+
+inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
+// The golden ratio and sqrt(3) - 1.
+inline constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
+inline constexpr int kPhiloxRounds = 10;
+// Normal numbers that a block gives.
+template <typename T>
+inline constexpr int kNormalsPerBlock = 16 / static_cast<int>(sizeof(T));
+
+// Both halves of a 64-bit product. W is uint32_t or a vector of them.
+template <typename W>
+struct WideProduct {
+  W high, low;
+  FLOWOPS_HOST_DEVICE WideProduct(W a, uint32_t b);
+};
+template <>
+FLOWOPS_HOST_DEVICE WideProduct<uint32_t>::WideProduct(uint32_t a, uint32_t b)
+    : high(static_cast<uint32_t>(uint64_t{a} * b >> 32)), low(a * b) {}
+
+// `words` holds the counter and receives the block.
+template <typename W>
+FLOWOPS_HOST_DEVICE void philox4x32(W (&words)[4], uint64_t seed) {
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const WideProduct<W> first(words[0], kPhiloxMultiplier0), second(words[2], kPhiloxMultiplier1);
+    words[0] = second.high ^ words[1] ^ key0;
+    words[1] = second.low;
+    words[2] = first.high ^ words[3] ^ key1;
+    words[3] = first.low;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+}
+
+FLOWOPS_HOST_DEVICE void philox_block(const PhiloxStream& stream, uint64_t block, uint32_t (&words)[4]) {
+  words[0] = static_cast<uint32_t>(block);
+  words[1] = static_cast<uint32_t>(block >> 32);
+  words[2] = static_cast<uint32_t>(stream.offset);
+  words[3] = static_cast<uint32_t>(stream.offset >> 32);
+  philox4x32(words, stream.seed);
+}
+
+// Random words as wide as a value, and what box_muller does with them.
+template <typename V>
+struct RandomWords;
+
+template <typename T, typename W, typename S>
+struct ScalarWords {
+  using Word = W;
+  using Scalar = T;
+  using Unsigned = W;  // of one lane
+  static FLOWOPS_HOST_DEVICE T from_unsigned(W word) { return static_cast<T>(word); }
+  static FLOWOPS_HOST_DEVICE T from_signed(W word) { return static_cast<T>(static_cast<S>(word)); }
+  static FLOWOPS_HOST_DEVICE T radius(T u) { return sqrt(T(-2) * log(u)); }
+  static FLOWOPS_HOST_DEVICE T select_odd(W word, T odd, T even) { return word & 1 ? odd : even; }
+  static FLOWOPS_HOST_DEVICE T negate_odd(W word, T value) { return word & 1 ? -value : value; }
+};
+template <>
+struct RandomWords<float> : ScalarWords<float, uint32_t, int32_t> {};
+template <>
+struct RandomWords<double> : ScalarWords<double, uint64_t, int64_t> {};
+
+// Taylor polynomials of sin and cos on [-pi/4, pi/4], to rounding.
+template <typename V, typename T>
+FLOWOPS_HOST_DEVICE void sine_cosine(V x, V& sine, V& cosine) {
+  constexpr int kTerms = sizeof(T) == 4 ? 5 : 9;
+  T odd = 1, even = 1;
+  for (int k = 1; k < kTerms; ++k) odd /= -T(2 * k) * T(2 * k + 1);
+  for (int k = 1; k <= kTerms; ++k) even /= -T(2 * k - 1) * T(2 * k);
+  const V square = x * x;
+  sine = V(odd);
+  cosine = V(even);
+  for (int k = kTerms - 1; k >= 1; --k) {
+    odd *= -T(2 * k) * T(2 * k + 1);
+    sine = sine * square + V(odd);
+  }
+  for (int k = kTerms; k >= 1; --k) {
+    even *= -T(2 * k - 1) * T(2 * k);
+    cosine = cosine * square + V(even);
+  }
+  sine = sine * x;
+}
+
+// Two independent standard normal numbers: with u in (0, 1] from the first word and an angle a from the
+// second, sqrt(-2 log u) (cos a, sin a). Every bit of the angle counts: the quadrant is taken from the top of
+// the word.
+template <typename V>
+FLOWOPS_HOST_DEVICE void box_muller(typename RandomWords<V>::Word radius_word,
+                                    typename RandomWords<V>::Word angle_word, V& first, V& second) {
+  using Words = RandomWords<V>;
+  using T = typename Words::Scalar;
+  constexpr int kBits = 8 * sizeof(T);
+  constexpr T kUnit = sizeof(T) == 4 ? T(0x1p-32) : T(0x1p-64);
+  const V u = Words::from_unsigned(radius_word) * V(kUnit) + V(kUnit / 2);
+  const V radius = Words::radius(u);
+  constexpr auto kEighth = typename Words::Unsigned(1) << (kBits - 3);
+  const auto quadrant = (angle_word + kEighth) >> (kBits - 2);
+  const V angle =
+      Words::from_signed(angle_word - (quadrant << (kBits - 2))) * V(kUnit * T(6.283185307179586476925));
+  V sine, cosine;
+  sine_cosine<V, T>(angle, sine, cosine);
+  first = radius * Words::negate_odd((quadrant + 1) >> 1, Words::select_odd(quadrant, sine, cosine));
+  second = radius * Words::negate_odd(quadrant >> 1, Words::select_odd(quadrant, cosine, sine));
+}
+
+// The normal numbers of one block.
+FLOWOPS_HOST_DEVICE void normal_block(const PhiloxStream& stream, uint64_t block, float (&normals)[4]) {
+  uint32_t words[4];
+  philox_block(stream, block, words);
+  box_muller(words[0], words[1], normals[0], normals[1]);
+  box_muller(words[2], words[3], normals[2], normals[3]);
+}
+
+FLOWOPS_HOST_DEVICE void normal_block(const PhiloxStream& stream, uint64_t block, double (&normals)[2]) {
+  uint32_t words[4];
+  philox_block(stream, block, words);
+  box_muller(uint64_t{words[1]} << 32 | words[0], uint64_t{words[3]} << 32 | words[2], normals[0],
+             normals[1]);
+}
+
+}  // namespace flowops
