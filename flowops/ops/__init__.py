@@ -13,6 +13,7 @@ from flowops.ops.invertible_conv1x1 import (
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
 )
+from flowops.ops.spectral_norm import spectral_norm
 
 __all__ = [
     "actnorm",
@@ -27,4 +28,5 @@ __all__ = [
     "invertible_conv1x1_lu",
     "randn",
     "random_key",
+    "spectral_norm",
 ]

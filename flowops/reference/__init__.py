@@ -12,6 +12,7 @@ from .invertible_conv1x1 import (
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
 )
+from .spectral_norm import spectral_norm
 
 __all__ = [
     "actnorm",
@@ -25,4 +26,5 @@ __all__ = [
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",
     "randn",
+    "spectral_norm",
 ]
