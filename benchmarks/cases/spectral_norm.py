@@ -35,10 +35,12 @@ class Rival(nn.Module):
     """torch's parametrizations of all layers, in the dtypes of the timed and of the exact run."""
 
     def set_weights(self, weights: list[Tensor]) -> None:
+        """Begin anew, with vectors fitted to these weights."""
         self.single = nn.ModuleList(_SpectralNorm(w) for w in weights)
         self.double_ = nn.ModuleList(_SpectralNorm(w.double()) for w in weights)
 
     def forward(self, *weights: Tensor) -> list[Tensor]:
+        """As a network in training asks for its weights, layer by layer."""
         layers = self.single if weights[0].dtype == torch.float32 else self.double_
         return [layer(w) for layer, w in zip(layers, weights, strict=True)]
 
@@ -51,6 +53,7 @@ class Layers:
         self.rival = Rival()
 
     def inputs(self) -> list[Tensor]:
+        """Weights, for which both sides begin with the same vectors."""
         weights = []
         for rows, *rest in self.shapes:
             # One direction stands out, so the vectors have converged when they are first used, and
@@ -65,6 +68,7 @@ class Layers:
         return weights
 
     def ours(self, *weights: Tensor) -> list[Tensor]:
+        """One step through flowops."""
         results, self.u, self.v, _ = ops.spectral_norm(weights, self.u, self.v)
         return results
 

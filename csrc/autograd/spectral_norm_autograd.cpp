@@ -58,7 +58,7 @@ class SpectralNorm : public torch::autograd::Function<SpectralNorm> {
     const size_t layers = saved.size() / 3;
     const Tensor& sigma = saved.back();
     const TensorList all(saved), weight = all.slice(0, layers), u = all.slice(layers, layers),
-                     v = all.slice(2 * layers, layers);
+                                 v = all.slice(2 * layers, layers);
     TensorVector grad_result(grads.begin(), grads.begin() + layers);
     for (size_t i = 0; i < layers; ++i) {
       if (!grad_result[i].defined()) grad_result[i] = at::zeros_like(weight[i]);
@@ -67,8 +67,8 @@ class SpectralNorm : public torch::autograd::Function<SpectralNorm> {
     variable_list result;
     if (at::GradMode::is_enabled()) {
       for (size_t i = 0; i < layers; ++i) {
-        result.push_back(composed_backward(grad_result[i], grad_sigma[i], weight[i], u[i], v[i], sigma[i],
-                                           coefficient));
+        result.push_back(
+            composed_backward(grad_result[i], grad_sigma[i], weight[i], u[i], v[i], sigma[i], coefficient));
       }
     } else {
       result = spectral_norm_backward(grad_result, grad_sigma, weight, u, v, sigma, coefficient);

@@ -1,10 +1,10 @@
 // Products of the dense rows of a matrix of the storage type with vectors of the arithmetic type T.
 #pragma once
 
+#include <ATen/OpMathType.h>
+
 #include <algorithm>
 #include <cstdint>
-
-#include <ATen/OpMathType.h>
 
 #include "cpu/row.h"
 

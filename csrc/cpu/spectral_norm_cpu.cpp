@@ -40,8 +40,8 @@ struct RowBlocks {
   }
 };
 
-// Calls body(layer) for all layers: those that are more than a thread's share one after another, each with all
-// threads, the others dealt to the threads, large ones first.
+// Calls body(layer) for all layers: those that are more than a thread's share one after another, each with
+// all threads, the others dealt to the threads, large ones first.
 template <typename Layer, typename Body>
 void for_each_layer(const std::vector<Layer>& layers, const Body& body) {
   const auto size = [&](int64_t i) { return layers[i].rows * layers[i].columns; };
@@ -186,12 +186,10 @@ SpectralNormResult spectral_norm_cpu(at::TensorList weight, at::TensorList u, at
                                      int64_t n_power_iterations, double eps,
                                      std::optional<double> coefficient) {
   check_spectral_norm_inputs(weight, u, v, n_power_iterations, eps, coefficient);
-  const auto call =
-      prepare_spectral_norm(weight, u, v, {n_power_iterations, eps, coefficient.value_or(0)});
+  const auto call = prepare_spectral_norm(weight, u, v, {n_power_iterations, eps, coefficient.value_or(0)});
   FLOWOPS_DISPATCH(weight[0].scalar_type(), kSpectralNorm, [&] {
-    for_each_layer(call.layers, [&](const SpectralNormLayer& layer) {
-      normalize_layer<scalar_t>(layer, call.settings);
-    });
+    for_each_layer(call.layers,
+                   [&](const SpectralNormLayer& layer) { normalize_layer<scalar_t>(layer, call.settings); });
   });
   return call.finish(u, v);
 }
@@ -202,8 +200,7 @@ TensorVector spectral_norm_backward_cpu(at::TensorList grad_result, const at::Te
   check_spectral_norm_backward_inputs(grad_result, grad_sigma, weight, u, v, sigma, coefficient);
   SpectralNormSettings settings;
   settings.coefficient = coefficient.value_or(0);
-  const auto call =
-      prepare_spectral_norm_backward(grad_result, grad_sigma, weight, u, v, sigma, settings);
+  const auto call = prepare_spectral_norm_backward(grad_result, grad_sigma, weight, u, v, sigma, settings);
   FLOWOPS_DISPATCH(weight[0].scalar_type(), kSpectralNorm, [&] {
     for_each_layer(call.layers, [&](const SpectralNormLayerBackward& layer) {
       backward_layer<scalar_t>(layer, call.settings);

@@ -41,8 +41,7 @@ SpectralNormResult spectral_norm_cuda(at::TensorList weight, at::TensorList u, a
   check_spectral_norm_inputs(weight, u, v, n_power_iterations, eps, coefficient);
   check_extents(weight);
   const DeviceGuard guard(weight[0]);
-  const auto call =
-      prepare_spectral_norm(weight, u, v, {n_power_iterations, eps, coefficient.value_or(0)});
+  const auto call = prepare_spectral_norm(weight, u, v, {n_power_iterations, eps, coefficient.value_or(0)});
   const auto size = [](const SpectralNormLayer& p) { return spectral_scratch(p.rows, p.columns); };
   const Entries<SpectralNormEntry, SpectralNormLayer, decltype(size)> entries(call.layers, weight[0], size);
   check_launch(launch_spectral_norm(storage_type(weight[0].scalar_type()), entries.list.data(),
@@ -59,8 +58,7 @@ TensorVector spectral_norm_backward_cuda(at::TensorList grad_result, const at::T
   const DeviceGuard guard(weight[0]);
   SpectralNormSettings settings;
   settings.coefficient = coefficient.value_or(0);
-  const auto call =
-      prepare_spectral_norm_backward(grad_result, grad_sigma, weight, u, v, sigma, settings);
+  const auto call = prepare_spectral_norm_backward(grad_result, grad_sigma, weight, u, v, sigma, settings);
   const auto size = [](const SpectralNormLayerBackward& p) { return spectral_backward_scratch(p.rows); };
   const Entries<SpectralNormBackwardEntry, SpectralNormLayerBackward, decltype(size)> entries(
       call.layers, weight[0], size);

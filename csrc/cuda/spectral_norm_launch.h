@@ -3,6 +3,7 @@
 
 #include "common/cuda_stream.h"
 #include "common/cuda_types.h"
+#include "common/macros.h"
 #include "ops/spectral_norm_params.h"
 
 namespace flowops {
@@ -11,8 +12,10 @@ namespace flowops {
 constexpr int kSpectralTileRows = 16;
 constexpr int kSpectralChunkColumns = 32;
 
-inline int64_t spectral_tiles(int64_t rows) { return (rows + kSpectralTileRows - 1) / kSpectralTileRows; }
-inline int64_t spectral_chunks(int64_t columns) {
+FLOWOPS_HOST_DEVICE int64_t spectral_tiles(int64_t rows) {
+  return (rows + kSpectralTileRows - 1) / kSpectralTileRows;
+}
+FLOWOPS_HOST_DEVICE int64_t spectral_chunks(int64_t columns) {
   return (columns + kSpectralChunkColumns - 1) / kSpectralChunkColumns;
 }
 

@@ -91,8 +91,8 @@ inline void check_spectral_norm_backward_inputs(at::TensorList grad_result, cons
                 weight.size(), ", got ", grad_result.size());
   for (size_t i = 0; i < weight.size(); ++i) {
     const auto &grad = grad_result[i], &w = weight[i];
-    const bool fits = grad.sizes() == w.sizes() && grad.scalar_type() == w.scalar_type() &&
-                      grad.device() == w.device();
+    const bool fits =
+        grad.sizes() == w.sizes() && grad.scalar_type() == w.scalar_type() && grad.device() == w.device();
     FLOWOPS_CHECK(op, fits, "grad_result[", i, "] must be like weight[", i, "], ", w.toString(), " ",
                   w.sizes(), ", got ", grad.toString(), " ", grad.sizes());
   }

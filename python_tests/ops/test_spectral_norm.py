@@ -183,7 +183,10 @@ def test_layers_do_not_depend_on_each_other_or_on_threads(device: torch.device) 
     def run(weight: list[Tensor], u: list[Tensor], v: list[Tensor]) -> list[Tensor]:
         leaves = detached(weight)
         result = ops.spectral_norm(leaves, u, v, n_power_iterations=2)
-        return [*flat(result), *torch.autograd.grad(sum(t.square().sum() for t in result[0]), leaves)]
+        return [
+            *flat(result),
+            *torch.autograd.grad(sum(t.square().sum() for t in result[0]), leaves),
+        ]
 
     threads = torch.get_num_threads()
     try:
@@ -306,9 +309,15 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "dtype": ({"weight": [M.long(), M.long()]}, "weight must be float64, .*, got Long"),
     "mixed": ({"weight": [M, M.double()]}, r"weight\[1\] must be Float, got Double"),
     "count": ({"u": [U]}, "u must have one tensor a layer, 2, got 1"),
-    "u": ({"u": [U, V]}, r"u\[1\] must have shape \[2\] \(one value a row of weight\[1\]\), got \[3\]"),
+    "u": (
+        {"u": [U, V]},
+        r"u\[1\] must have shape \[2\] \(one value a row of weight\[1\]\), got \[3\]",
+    ),
     "v": ({"v": [U, V]}, r"v\[0\] must have shape \[3\] \(one value a column .*, got \[2\]"),
-    "v_dtype": ({"v": [V.double(), V]}, r"v\[0\] must be Float \(like weight\) or Float, got Double"),
+    "v_dtype": (
+        {"v": [V.double(), V]},
+        r"v\[0\] must be Float \(like weight\) or Float, got Double",
+    ),
     "iterations": ({"n_power_iterations": -1}, "n_power_iterations must not be negative, got -1"),
     "eps": ({"eps": -1.0}, "eps must not be negative, got -1"),
     "coefficient": ({"coefficient": 0.0}, "coefficient must be positive, got 0"),
@@ -320,7 +329,8 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
 def test_bad_input_is_one_clear_error(case: str, inference: bool, device: torch.device) -> None:
     changed, message = BAD[case]
     arguments = {
-        k: [t.to(device) for t in v] if isinstance(v, list) else v for k, v in (GOOD | changed).items()
+        k: [t.to(device) for t in v] if isinstance(v, list) else v
+        for k, v in (GOOD | changed).items()
     }
     with (
         torch.inference_mode(inference),
