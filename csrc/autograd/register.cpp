@@ -7,6 +7,7 @@
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
+#include "ops/spectral_norm.h"
 
 namespace flowops {
 
@@ -17,6 +18,7 @@ decltype(gaussian_rsample) gaussian_rsample_autograd;
 decltype(invertible_conv1x1) invertible_conv1x1_autograd;
 decltype(invertible_conv1x1_lu) invertible_conv1x1_lu_autograd;
 decltype(invertible_conv1x1_full) invertible_conv1x1_full_autograd;
+decltype(spectral_norm) spectral_norm_autograd;
 
 TORCH_LIBRARY_IMPL(flowops, Autograd, m) {
   m.impl("actnorm", &actnorm_autograd);
@@ -26,6 +28,7 @@ TORCH_LIBRARY_IMPL(flowops, Autograd, m) {
   m.impl("invertible_conv1x1", &invertible_conv1x1_autograd);
   m.impl("invertible_conv1x1_lu", &invertible_conv1x1_lu_autograd);
   m.impl("invertible_conv1x1_full", &invertible_conv1x1_full_autograd);
+  m.impl("spectral_norm", &spectral_norm_autograd);
 }
 
 }  // namespace flowops

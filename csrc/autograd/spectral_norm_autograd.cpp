@@ -4,7 +4,6 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "autograd/wants_graph.h"
 #include "ops/spectral_norm.h"
@@ -94,7 +93,5 @@ SpectralNormResult spectral_norm_autograd(TensorList weight, TensorList u, Tenso
   };
   return {list(0), list(1), list(2), flat.back()};
 }
-
-TORCH_LIBRARY_IMPL(flowops, Autograd, m) { m.impl("spectral_norm", &spectral_norm_autograd); }
 
 }  // namespace flowops

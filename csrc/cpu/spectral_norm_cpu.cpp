@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
@@ -207,11 +206,6 @@ TensorVector spectral_norm_backward_cpu(at::TensorList grad_result, const at::Te
     });
   });
   return call.grad_weight;
-}
-
-TORCH_LIBRARY_IMPL(flowops, CPU, m) {
-  m.impl("spectral_norm", &spectral_norm_cpu);
-  m.impl("spectral_norm_backward", &spectral_norm_backward_cpu);
 }
 
 }  // namespace flowops

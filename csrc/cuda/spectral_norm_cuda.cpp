@@ -1,5 +1,3 @@
-#include <torch/library.h>
-
 #include "common/cuda_host.h"
 #include "cuda/spectral_norm_launch.h"
 #include "ops/spectral_norm.h"
@@ -66,11 +64,6 @@ TensorVector spectral_norm_backward_cuda(at::TensorList grad_result, const at::T
                                              entries.list.size(), call.settings, current_stream()),
                kSpectralNorm);
   return call.grad_weight;
-}
-
-TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
-  m.impl("spectral_norm", &spectral_norm_cuda);
-  m.impl("spectral_norm_backward", &spectral_norm_backward_cuda);
 }
 
 }  // namespace flowops
