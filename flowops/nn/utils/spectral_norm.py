@@ -135,9 +135,8 @@ def spectral_norm(
 
     Example:
         >>> layer = spectral_norm(torch.nn.Linear(4, 3))
-        >>> sorted(layer.state_dict())[1:]
-        ['parametrizations.weight.0._u', 'parametrizations.weight.0._v', \
-'parametrizations.weight.original']
+        >>> list(layer.parametrizations.weight.state_dict())
+        ['original', '0._u', '0._v']
     """
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
