@@ -37,12 +37,10 @@ FLOWOPS_INLINE void for_each_lanes(int64_t size, const Step& step) {
   using V = Vec<T>;
   int64_t i = 0;
   for (; i + V::kLanes <= size; i += V::kLanes) {
-    step(
-        i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
+    step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
   }
   if (const int64_t rest = size - i; rest > 0) {
-    step(
-        i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
+    step(i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
   }
 }
 
