@@ -104,7 +104,7 @@ void test_gradient(bool has_prior, bool residual) {
   const auto gradient =
       gaussian_gradient<Scale>(kUpstream, kUpstreamKl, kNoise, at.mean, at.raw, at.prior_raw,
                                prior_of<Scale>(at, has_prior), has_prior, residual, true);
-  const auto difference = [&](double Loss::*member) {
+  const auto difference = [&](double Loss::* member) {
     constexpr double kStep = 1e-6;
     Loss above = at, below = at;
     above.*member += kStep, below.*member -= kStep;
