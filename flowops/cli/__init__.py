@@ -38,6 +38,9 @@ def _dispatch(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     if arguments.verb != "info":
         require_extras()  # before the imports below, which need them
+        from flowops.cli.vector_math import resolve_vector_math
+
+        resolve_vector_math()
     if arguments.verb == "train":
         from flowops.cli.train import train
 
