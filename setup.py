@@ -246,7 +246,7 @@ def native_modules(torch: Any) -> list[Any]:
         "FLOWOPS_CUDA_VERSION": f'"{cuda.version or ""}"',
         "FLOWOPS_CUDA_ARCHITECTURES": f'"{architectures}"',
     }
-    core = sources("bindings.cpp", "autocast.cpp", "ops/*.cpp", "autograd/*.cpp")
+    core = sources("bindings.cpp", "autocast.cpp", "ops/register.cpp", "autograd/register.cpp")
     modules = [extension(cpp_extension, "_C", core, [], macros)]
     kernels = [*sources("cpu/*.cpp"), "csrc/common/python_module.cpp"]
     for name in capabilities:

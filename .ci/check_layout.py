@@ -46,6 +46,8 @@ def breaches() -> list[str]:
             found.append(f"{name}: includes a torch header")
     for path in sorted((ROOT / "csrc/ops").glob("*.cpp")):
         op = path.stem
+        if op == "register":
+            continue
         missing = [f.format(op=op) for f in FLOORS if not (ROOT / f.format(op=op)).exists()]
         found += [f"{op}: has no {name}" for name in missing]
     changelog = (ROOT / "CHANGELOG.md").read_text()

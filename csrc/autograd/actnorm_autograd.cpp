@@ -6,7 +6,7 @@
 #include "ops/actnorm.h"
 
 namespace flowops {
-namespace {
+namespace actnorm_rule {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -79,20 +79,21 @@ class ActnormStatistics : public torch::autograd::Function<ActnormStatistics> {
   }
 };
 
-}  // namespace
+}  // namespace actnorm_rule
 
-std::tuple<Tensor, Tensor> actnorm_autograd(const Tensor& x, const Tensor& bias, const Tensor& log_scale,
-                                            const std::optional<Tensor>& logdet, bool inverse) {
+std::tuple<at::Tensor, at::Tensor> actnorm_autograd(const at::Tensor& x, const at::Tensor& bias,
+                                                    const at::Tensor& log_scale,
+                                                    const std::optional<at::Tensor>& logdet, bool inverse) {
   if (!wants_graph(x, bias, log_scale, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return actnorm(x, bias, log_scale, logdet, inverse);
   }
-  const auto result = Actnorm::apply(x, bias, log_scale, logdet, inverse);
+  const auto result = actnorm_rule::Actnorm::apply(x, bias, log_scale, logdet, inverse);
   return {result[0], result[1]};
 }
 
-std::tuple<Tensor, Tensor> actnorm_statistics_autograd(const Tensor& x) {
-  const auto result = ActnormStatistics::apply(x);
+std::tuple<at::Tensor, at::Tensor> actnorm_statistics_autograd(const at::Tensor& x) {
+  const auto result = actnorm_rule::ActnormStatistics::apply(x);
   return {result[0], result[1]};
 }
 

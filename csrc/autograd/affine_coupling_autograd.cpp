@@ -11,7 +11,7 @@
 #include "ops/affine_coupling.h"
 
 namespace flowops {
-namespace {
+namespace affine_coupling_rule {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -141,19 +141,20 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
   }
 };
 
-}  // namespace
+}  // namespace affine_coupling_rule
 
-std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tensor& params,
-                                                    const OptionalTensor& amplitude,
-                                                    const OptionalTensor& mask, const OptionalTensor& logdet,
-                                                    int64_t start, int64_t scale, int64_t order,
-                                                    int64_t layout, bool inverse) {
+std::tuple<at::Tensor, at::Tensor> affine_coupling_autograd(const at::Tensor& x, const at::Tensor& params,
+                                                            const std::optional<at::Tensor>& amplitude,
+                                                            const std::optional<at::Tensor>& mask,
+                                                            const std::optional<at::Tensor>& logdet,
+                                                            int64_t start, int64_t scale, int64_t order,
+                                                            int64_t layout, bool inverse) {
   if (!wants_graph(x, params, amplitude, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
   }
-  const auto result =
-      AffineCoupling::apply(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
+  const auto result = affine_coupling_rule::AffineCoupling::apply(x, params, amplitude, mask, logdet, start,
+                                                                  scale, order, layout, inverse);
   return {result[0], result[1]};
 }
 

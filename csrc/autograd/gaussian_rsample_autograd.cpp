@@ -7,7 +7,7 @@
 #include "ops/gaussian_rsample.h"
 
 namespace flowops {
-namespace {
+namespace gaussian_rsample_rule {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -113,18 +113,19 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
   }
 };
 
-}  // namespace
+}  // namespace gaussian_rsample_rule
 
-std::tuple<Tensor, Tensor> gaussian_rsample_autograd(const Tensor& mean, const Tensor& scale,
-                                                     const Tensor& key, const OptionalTensor& prior_mean,
-                                                     const OptionalTensor& prior_scale, int64_t form,
-                                                     bool residual, bool with_kl) {
+std::tuple<at::Tensor, at::Tensor> gaussian_rsample_autograd(const at::Tensor& mean, const at::Tensor& scale,
+                                                             const at::Tensor& key,
+                                                             const std::optional<at::Tensor>& prior_mean,
+                                                             const std::optional<at::Tensor>& prior_scale,
+                                                             int64_t form, bool residual, bool with_kl) {
   if (!wants_graph(mean, scale, prior_mean, prior_scale)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return gaussian_rsample(mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
   }
-  const auto result =
-      GaussianRsample::apply(mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+  const auto result = gaussian_rsample_rule::GaussianRsample::apply(mean, scale, key, prior_mean, prior_scale,
+                                                                    form, residual, with_kl);
   return {result[0], result[1]};
 }
 

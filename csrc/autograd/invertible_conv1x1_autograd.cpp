@@ -7,7 +7,7 @@
 #include "ops/invertible_conv1x1.h"
 
 namespace flowops {
-namespace {
+namespace invertible_conv1x1_rule {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -49,14 +49,15 @@ class InvertibleConv1x1 : public torch::autograd::Function<InvertibleConv1x1> {
   }
 };
 
-}  // namespace
+}  // namespace invertible_conv1x1_rule
 
-Tensor invertible_conv1x1_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+at::Tensor invertible_conv1x1_autograd(const at::Tensor& x, const at::Tensor& weight,
+                                       const std::optional<at::Tensor>& bias) {
   if (!wants_graph(x, weight, bias)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return invertible_conv1x1(x, weight, bias);
   }
-  return InvertibleConv1x1::apply(x, weight, bias);
+  return invertible_conv1x1_rule::InvertibleConv1x1::apply(x, weight, bias);
 }
 
 }  // namespace flowops

@@ -12,7 +12,7 @@
 #include "ops/invertible_conv1x1_prepare.h"
 
 namespace flowops {
-namespace {
+namespace invertible_conv1x1_prepare_rule {
 
 using at::Tensor;
 using at::TensorList;
@@ -223,30 +223,33 @@ class InvertibleConv1x1Full : public torch::autograd::Function<InvertibleConv1x1
   }
 };
 
-}  // namespace
+}  // namespace invertible_conv1x1_prepare_rule
 
-PreparedWeights invertible_conv1x1_lu_autograd(TensorList lower, TensorList upper, TensorList log_s,
-                                               TensorList sign, TensorList permutation,
-                                               TensorList actnorm_bias, TensorList actnorm_log_scale,
-                                               bool inverse) {
+PreparedWeights invertible_conv1x1_lu_autograd(at::TensorList lower, at::TensorList upper,
+                                               at::TensorList log_s, at::TensorList sign,
+                                               at::TensorList permutation, at::TensorList actnorm_bias,
+                                               at::TensorList actnorm_log_scale, bool inverse) {
   if (!wants_graph(lower, upper, log_s, actnorm_bias, actnorm_log_scale)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return invertible_conv1x1_lu(lower, upper, log_s, sign, permutation, actnorm_bias, actnorm_log_scale,
                                  inverse);
   }
-  return unflatten(InvertibleConv1x1Lu::apply(lower, upper, log_s, sign, permutation, actnorm_bias,
-                                              actnorm_log_scale, inverse),
-                   lower.size());
+  return invertible_conv1x1_prepare_rule::unflatten(
+      invertible_conv1x1_prepare_rule::InvertibleConv1x1Lu::apply(lower, upper, log_s, sign, permutation,
+                                                                  actnorm_bias, actnorm_log_scale, inverse),
+      lower.size());
 }
 
-PreparedWeights invertible_conv1x1_full_autograd(TensorList weight, TensorList actnorm_bias,
-                                                 TensorList actnorm_log_scale, bool inverse) {
+PreparedWeights invertible_conv1x1_full_autograd(at::TensorList weight, at::TensorList actnorm_bias,
+                                                 at::TensorList actnorm_log_scale, bool inverse) {
   if (!wants_graph(weight, actnorm_bias, actnorm_log_scale)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return invertible_conv1x1_full(weight, actnorm_bias, actnorm_log_scale, inverse);
   }
-  return unflatten(InvertibleConv1x1Full::apply(weight, actnorm_bias, actnorm_log_scale, inverse),
-                   weight.size());
+  return invertible_conv1x1_prepare_rule::unflatten(
+      invertible_conv1x1_prepare_rule::InvertibleConv1x1Full::apply(weight, actnorm_bias, actnorm_log_scale,
+                                                                    inverse),
+      weight.size());
 }
 
 }  // namespace flowops

@@ -9,7 +9,7 @@
 #include "ops/spectral_norm.h"
 
 namespace flowops {
-namespace {
+namespace spectral_norm_rule {
 
 using at::Tensor;
 using at::TensorList;
@@ -77,16 +77,17 @@ class SpectralNorm : public torch::autograd::Function<SpectralNorm> {
   }
 };
 
-}  // namespace
+}  // namespace spectral_norm_rule
 
-SpectralNormResult spectral_norm_autograd(TensorList weight, TensorList u, TensorList v,
+SpectralNormResult spectral_norm_autograd(at::TensorList weight, at::TensorList u, at::TensorList v,
                                           int64_t n_power_iterations, double eps,
                                           std::optional<double> coefficient) {
   if (!wants_graph(weight)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return spectral_norm(weight, u, v, n_power_iterations, eps, coefficient);
   }
-  const auto flat = SpectralNorm::apply(weight, u, v, n_power_iterations, eps, coefficient);
+  const auto flat =
+      spectral_norm_rule::SpectralNorm::apply(weight, u, v, n_power_iterations, eps, coefficient);
   const size_t layers = weight.size();
   const auto list = [&](size_t i) {
     return TensorVector(flat.begin() + i * layers, flat.begin() + (i + 1) * layers);
