@@ -7,6 +7,7 @@
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
+#include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
 namespace flowops {
@@ -28,6 +29,7 @@ void register_policies(torch::Library& m) {
   m.impl("invertible_conv1x1", with_policy<&invertible_conv1x1, CastPolicy::fp32, kDevice>());
   m.impl("invertible_conv1x1_lu", with_policy<&invertible_conv1x1_lu, CastPolicy::fp32, kDevice>());
   m.impl("invertible_conv1x1_full", with_policy<&invertible_conv1x1_full, CastPolicy::fp32, kDevice>());
+  m.impl("rational_quadratic_spline", with_policy<&rational_quadratic_spline, CastPolicy::fp32, kDevice>());
   m.impl("spectral_norm", with_policy<&spectral_norm, CastPolicy::fp32, kDevice>());
 }
 

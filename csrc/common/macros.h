@@ -9,3 +9,10 @@
 #else
 #define FLOWOPS_HOST_DEVICE FLOWOPS_INLINE
 #endif
+
+// Before a loop of fixed length whose array must stay in registers on a GPU.
+#ifdef __CUDACC__
+#define FLOWOPS_UNROLL _Pragma("unroll")
+#else
+#define FLOWOPS_UNROLL
+#endif

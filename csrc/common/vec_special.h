@@ -10,11 +10,17 @@ namespace flowops {
 
 template <typename T>
 FLOWOPS_INLINE Vec<T> sqrt(Vec<T> x) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     return Vec<T>(_mm512_maskz_sqrt_ps(-1, x.lanes));
   } else {
     return Vec<T>(_mm512_maskz_sqrt_pd(-1, x.lanes));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm256_sqrt_ps(x.lanes));
+  } else {
+    return Vec<T>(_mm256_sqrt_pd(x.lanes));
   }
 #else
   for (int i = 0; i < Vec<T>::kLanes; ++i) x.lanes[i] = sqrt(x.lanes[i]);

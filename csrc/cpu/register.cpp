@@ -6,6 +6,7 @@
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
+#include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
 namespace flowops {
@@ -24,6 +25,8 @@ decltype(invertible_conv1x1_lu) invertible_conv1x1_lu_cpu;
 decltype(invertible_conv1x1_full) invertible_conv1x1_full_cpu;
 decltype(invertible_conv1x1_lu_backward) invertible_conv1x1_lu_backward_cpu;
 decltype(invertible_conv1x1_full_backward) invertible_conv1x1_full_backward_cpu;
+decltype(rational_quadratic_spline) rational_quadratic_spline_cpu;
+decltype(rational_quadratic_spline_backward) rational_quadratic_spline_backward_cpu;
 decltype(spectral_norm) spectral_norm_cpu;
 decltype(spectral_norm_backward) spectral_norm_backward_cpu;
 
@@ -42,6 +45,8 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("invertible_conv1x1_full", &invertible_conv1x1_full_cpu);
   m.impl("invertible_conv1x1_lu_backward", &invertible_conv1x1_lu_backward_cpu);
   m.impl("invertible_conv1x1_full_backward", &invertible_conv1x1_full_backward_cpu);
+  m.impl("rational_quadratic_spline", &rational_quadratic_spline_cpu);
+  m.impl("rational_quadratic_spline_backward", &rational_quadratic_spline_backward_cpu);
   m.impl("spectral_norm", &spectral_norm_cpu);
   m.impl("spectral_norm_backward", &spectral_norm_backward_cpu);
 }

@@ -3,4 +3,5 @@
 #include "ops/affine_coupling.cpp"
 #include "ops/gaussian_rsample.cpp"
 #include "ops/invertible_conv1x1.cpp"
+#include "ops/rational_quadratic_spline.cpp"
 #include "ops/spectral_norm.cpp"

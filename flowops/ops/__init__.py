@@ -13,6 +13,10 @@ from flowops.ops.invertible_conv1x1 import (
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
 )
+from flowops.ops.rational_quadratic_spline import (
+    rational_quadratic_spline,
+    rational_quadratic_spline_inverse,
+)
 from flowops.ops.spectral_norm import spectral_norm
 
 __all__ = [
@@ -28,5 +32,7 @@ __all__ = [
     "invertible_conv1x1_lu",
     "randn",
     "random_key",
+    "rational_quadratic_spline",
+    "rational_quadratic_spline_inverse",
     "spectral_norm",
 ]

@@ -12,6 +12,10 @@ from .invertible_conv1x1 import (
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
 )
+from .rational_quadratic_spline import (
+    rational_quadratic_spline,
+    rational_quadratic_spline_inverse,
+)
 from .spectral_norm import spectral_norm
 
 __all__ = [
@@ -26,5 +30,7 @@ __all__ = [
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",
     "randn",
+    "rational_quadratic_spline",
+    "rational_quadratic_spline_inverse",
     "spectral_norm",
 ]
