@@ -21,7 +21,7 @@ REFERENCES = {
     False: reference.rational_quadratic_spline,
     True: reference.rational_quadratic_spline_inverse,
 }
-ZUKO = {"slope_map": "exp", "min_width": 0.0, "min_height": 0.0, "soft_clip": 1e-3}
+ZUKO: dict[str, Any] = {"slope_map": "exp", "min_width": 0.0, "min_height": 0.0, "soft_clip": 1e-3}
 FORMS: dict[str, dict[str, Any]] = {
     "nflows": {},
     "identity": {"beta": math.log(2) / (1 - 1e-3)},
@@ -202,7 +202,7 @@ def test_an_incoming_logdet_is_added(inverse: bool, device: torch.device) -> Non
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_inverse_undoes_forward(scale: float, tails: str, device: torch.device) -> None:
     x, params = make_inputs((50, 9), device, tails=tails)
-    options = {"tails": tails, "elementwise": True}
+    options: dict[str, Any] = {"tails": tails, "elementwise": True}
     z, logdet = ops.rational_quadratic_spline(x, scale * params, **options)
     back, reverse = ops.rational_quadratic_spline_inverse(z, scale * params, **options)
     # Conditioned by the slope: what z loses to rounding, x loses divided by it.
