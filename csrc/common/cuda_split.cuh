@@ -103,4 +103,29 @@ __device__ __forceinline__ T share_sum(const SampleSplit& split, T value) {
   return value;
 }
 
+// Adds the chunks of a sample, and what was there before, in a fixed order: a warp a sample.
+template <typename T>
+__global__ void __launch_bounds__(kSplitThreads)
+    chunk_total_kernel(T* total, const T* before, const SampleSplit split, const double* partial) {
+  const int64_t warp = int64_t(blockIdx.x) * (kSplitThreads / kWarpThreads);
+  const int64_t sample = warp + threadIdx.x / kWarpThreads;
+  if (sample >= split.batch) return;
+  const int lane = threadIdx.x % kWarpThreads;
+  double sum = 0;
+  for (int chunk = lane; chunk < split.chunks; chunk += kWarpThreads) {
+    sum += partial[sample * split.chunks + chunk];
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) total[sample] = static_cast<T>((before ? double(before[sample]) : 0.0) + sum);
+}
+
+// `before`, one value a sample, may be null.
+template <typename T>
+cudaError_t launch_chunk_totals(void* total, const void* before, const SampleSplit& split,
+                                const double* partial, cudaStream_t stream) {
+  constexpr int64_t kSamples = kSplitThreads / kWarpThreads;
+  return launch(chunk_total_kernel<T>, (split.batch + kSamples - 1) / kSamples, kSplitThreads, 0, stream,
+                static_cast<T*>(total), static_cast<const T*>(before), split, partial);
+}
+
 }  // namespace flowops

@@ -102,25 +102,6 @@ __global__ void __launch_bounds__(kSplitThreads)
   }
 }
 
-// Adds the chunks of a sample in a fixed order, a warp a sample.
-template <typename T>
-__global__ void __launch_bounds__(kSplitThreads)
-    affine_coupling_logdet_kernel(const AffineCouplingParams p, const SampleSplit split,
-                                  const double* partial) {
-  const int64_t warp = int64_t(blockIdx.x) * (kSplitThreads / kWarpThreads);
-  const int64_t sample = warp + threadIdx.x / kWarpThreads;
-  if (sample >= split.batch) return;
-  const int lane = threadIdx.x % kWarpThreads;
-  double total = 0;
-  for (int chunk = lane; chunk < split.chunks; chunk += kWarpThreads) {
-    total += partial[sample * split.chunks + chunk];
-  }
-  total = warp_sum(total);
-  if (lane != 0) return;
-  const double before = p.logdet_in ? static_cast<const T*>(p.logdet_in)[sample] : T(0);
-  static_cast<T*>(p.logdet)[sample] = static_cast<T>(before + total);
-}
-
 template <typename scalar_t, int kLanes, bool kInverse>
 __global__ void __launch_bounds__(kSplitThreads)
     affine_coupling_backward_kernel(const AffineCouplingBackwardParams p, const SampleSplit split) {
@@ -188,9 +169,7 @@ cudaError_t launch_forward(const AffineCouplingParams& p, const AffineCouplingSp
                                 ? launch_lanes<scalar_t, Vector<scalar_t>::kSize>(p, samples, partial, stream)
                                 : launch_lanes<scalar_t, 1>(p, samples, partial, stream);
   if (error != cudaSuccess || samples.chunks == 1) return error;
-  constexpr int64_t kSamples = kSplitThreads / kWarpThreads;
-  return launch(affine_coupling_logdet_kernel<opmath_type<scalar_t>>,
-                (samples.batch + kSamples - 1) / kSamples, kSplitThreads, 0, stream, p, samples, partial);
+  return launch_chunk_totals<opmath_type<scalar_t>>(p.logdet, p.logdet_in, samples, partial, stream);
 }
 
 template <typename scalar_t, int kLanes>

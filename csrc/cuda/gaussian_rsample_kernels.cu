@@ -93,22 +93,6 @@ __global__ void __launch_bounds__(kSplitThreads)
   }
 }
 
-// Adds the chunks of a sample in a fixed order, a warp a sample.
-template <typename T>
-__global__ void __launch_bounds__(kSplitThreads)
-    gaussian_kl_kernel(const GaussianRsampleParams p, const SampleSplit split, const double* partial) {
-  const int64_t warp = int64_t(blockIdx.x) * (kSplitThreads / kWarpThreads);
-  const int64_t sample = warp + threadIdx.x / kWarpThreads;
-  if (sample >= split.batch) return;
-  const int lane = threadIdx.x % kWarpThreads;
-  double total = 0;
-  for (int chunk = lane; chunk < split.chunks; chunk += kWarpThreads) {
-    total += partial[sample * split.chunks + chunk];
-  }
-  total = warp_sum(total);
-  if (lane == 0) static_cast<T*>(p.kl)[sample] = static_cast<T>(total);
-}
-
 template <typename scalar_t, int kLanes, typename Scale>
 __global__ void __launch_bounds__(kSplitThreads)
     gaussian_rsample_backward_kernel(const GaussianRsampleBackwardParams p, const SampleSplit split) {
@@ -198,9 +182,7 @@ cudaError_t launch_forward(const GaussianRsampleParams& p, const GaussianRsample
     return launch(kernel, samples.blocks(), kSplitThreads, 0, stream, p, samples, partial);
   });
   if (error != cudaSuccess || samples.chunks == 1) return error;
-  constexpr int64_t kSamples = kSplitThreads / kWarpThreads;
-  return launch(gaussian_kl_kernel<opmath_type<scalar_t>>, (samples.batch + kSamples - 1) / kSamples,
-                kSplitThreads, 0, stream, p, samples, partial);
+  return launch_chunk_totals<opmath_type<scalar_t>>(p.kl, nullptr, samples, partial, stream);
 }
 
 template <typename scalar_t>
