@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
+MAX_BYTES = 500_000
 TORCH_INCLUDE = re.compile(r"#include\s+<(torch|ATen|c10)/")
 FLOORS = (
     "csrc/ops/{op}.h",
@@ -36,9 +37,12 @@ def breaches() -> list[str]:
     found = []
     sources = (".py", ".h", ".cuh", ".cpp", ".cu")
     for path in tracked():
+        name = path.relative_to(ROOT).as_posix()
+        if path.stat().st_size > MAX_BYTES:
+            found.append(f"{name}: {path.stat().st_size} bytes, more than {MAX_BYTES}")
         if path.suffix not in sources:
             continue
-        name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        text = path.read_text()
         if text.count("\n") > MAX_LINES:
             found.append(f"{name}: {text.count(chr(10))} lines, more than {MAX_LINES}")
         torch_free = name.startswith("csrc/math/") or path.suffix == ".cu"
