@@ -50,6 +50,7 @@ CPU_CAPABILITIES = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
         # GCC 12 warns about its own avx512fintrin.h.
         "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
     ],
 }
 
