@@ -103,6 +103,22 @@ __device__ __forceinline__ T share_sum(const SampleSplit& split, T value) {
   return value;
 }
 
+// Adds `value` over the threads that share a sample to what was there `before` (which may be null); where a
+// sample has several chunks, launch_chunk_totals does so with the partial sums. Every thread must call it.
+template <typename T>
+__device__ __forceinline__ void store_sample_sum(const SampleSplit& split, const ThreadShare& share,
+                                                 double value, void* total, const void* before,
+                                                 double* partial) {
+  value = share_sum(split, value);
+  if (share.lane != 0 || !share.active) return;
+  if (split.chunks > 1) {
+    partial[share.sample * split.chunks + share.chunk] = value;
+  } else {
+    if (before) value += static_cast<const T*>(before)[share.sample];
+    static_cast<T*>(total)[share.sample] = static_cast<T>(value);
+  }
+}
+
 // Adds the chunks of a sample, and what was there before, in a fixed order: a warp a sample.
 template <typename T>
 __global__ void __launch_bounds__(kSplitThreads)

@@ -91,15 +91,8 @@ __global__ void __launch_bounds__(kSplitThreads)
     }
     store_lanes(z, row, column, values);
   });
-  const double total = share_sum(split, double(log_sum - log(log_product)));
-  if (share.lane != 0 || !share.active) return;
-  const double logdet = kInverse ? -total : total;
-  if (split.chunks > 1) {
-    partial[share.sample * split.chunks + share.chunk] = logdet;
-  } else {
-    const double before = p.logdet_in ? static_cast<const T*>(p.logdet_in)[share.sample] : T(0);
-    static_cast<T*>(p.logdet)[share.sample] = static_cast<T>(before + logdet);
-  }
+  const double total = log_sum - log(log_product);
+  store_sample_sum<T>(split, share, kInverse ? -total : total, p.logdet, p.logdet_in, partial);
 }
 
 template <typename scalar_t, int kLanes, bool kInverse>

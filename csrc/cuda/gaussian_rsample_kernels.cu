@@ -84,13 +84,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     }
     store_lanes(z, row, column, means);
   });
-  const double total = share_sum(split, double(sum));
-  if (share.lane != 0 || !share.active) return;
-  if (split.chunks > 1) {
-    partial[share.sample * split.chunks + share.chunk] = total;
-  } else {
-    static_cast<T*>(p.kl)[share.sample] = static_cast<T>(total);
-  }
+  store_sample_sum<T>(split, share, sum, p.kl, nullptr, partial);
 }
 
 template <typename scalar_t, int kLanes, typename Scale>

@@ -91,33 +91,7 @@ __global__ void __launch_bounds__(kSplitThreads, blocks_of<kBins>())
       *logdet.at(row, column) = result.logdet;
     }
   });
-  if (!p.summed) return;
-  total = share_sum(split, total);
-  if (share.lane != 0 || !share.active) return;
-  if (split.chunks > 1) {
-    partial[share.sample * split.chunks + share.chunk] = total;
-  } else {
-    const double before = p.logdet_in ? static_cast<const T*>(p.logdet_in)[share.sample] : T(0);
-    *logdet.data = static_cast<T>(before + total);
-  }
-}
-
-// Adds the chunks of a sample in a fixed order, a warp a sample.
-template <typename T>
-__global__ void __launch_bounds__(kSplitThreads)
-    spline_logdet_kernel(const SplineForwardParams p, const SampleSplit split, const double* partial) {
-  const int64_t warp = int64_t(blockIdx.x) * (kSplitThreads / kWarpThreads);
-  const int64_t sample = warp + threadIdx.x / kWarpThreads;
-  if (sample >= split.batch) return;
-  const int lane = threadIdx.x % kWarpThreads;
-  double total = 0;
-  for (int chunk = lane; chunk < split.chunks; chunk += kWarpThreads) {
-    total += partial[sample * split.chunks + chunk];
-  }
-  total = warp_sum(total);
-  if (lane != 0) return;
-  const double before = p.logdet_in ? static_cast<const T*>(p.logdet_in)[sample] : T(0);
-  static_cast<T*>(p.logdet.data)[sample] = static_cast<T>(before + total);
+  if (p.summed) store_sample_sum<T>(split, share, total, p.logdet.data, p.logdet_in, partial);
 }
 
 template <typename scalar_t, int kBins>
@@ -174,9 +148,7 @@ cudaError_t launch_spline(StorageType type, const SplineForwardParams& p, const 
                     partial);
     });
     if (error != cudaSuccess || split.chunks == 1 || !p.summed) return error;
-    constexpr int64_t kSamples = kSplitThreads / kWarpThreads;
-    return launch(spline_logdet_kernel<opmath_type<scalar_t>>, (split.batch + kSamples - 1) / kSamples,
-                  kSplitThreads, 0, stream, p, split, partial);
+    return launch_chunk_totals<opmath_type<scalar_t>>(p.logdet.data, p.logdet_in, split, partial, stream);
   });
 }
 
