@@ -25,7 +25,7 @@ def test_logistic_samples_have_the_logistic_variance() -> None:
     torch.testing.assert_close(z.var(), torch.tensor(torch.pi**2 / 3), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("name", ["nice", "realnvp", "glow"])
+@pytest.mark.parametrize("name", ["nice", "realnvp", "glow", "nsf"])
 def test_transformed_distribution(name: str) -> None:
     # Centred, for where a logit saturates its input does not determine its output to rounding.
     model = build(name, (1, 4, 4), hidden=4, preprocess="center")

@@ -7,15 +7,18 @@ from flowops.distributions import Flow
 
 from .glow import Glow, GlowConfig
 from .nice import NICE, NICEConfig
+from .nsf import NSF, NSFConfig
 from .realnvp import RealNVP, RealNVPConfig
 
 __all__ = [
     "MODELS",
     "NICE",
+    "NSF",
     "Glow",
     "GlowConfig",
     "ModelEntry",
     "NICEConfig",
+    "NSFConfig",
     "RealNVP",
     "RealNVPConfig",
     "build",
@@ -34,6 +37,7 @@ MODELS: dict[str, ModelEntry] = {
     "nice": ModelEntry(NICEConfig, NICE),
     "realnvp": ModelEntry(RealNVPConfig, RealNVP),
     "glow": ModelEntry(GlowConfig, Glow),
+    "nsf": ModelEntry(NSFConfig, NSF),
 }
 
 

@@ -7,6 +7,7 @@ from .containers import Inverse, MultiScale, Sequential
 from .conv1x1 import InvertibleConv1x1, PreparedConv, prepare
 from .convolution import ActNormConv2d, ZeroConv2d
 from .coupling import AdditiveCoupling, AffineCoupling, checkerboard_mask
+from .masked import MADE, ResidualMLP
 from .permutation import (
     Flatten,
     Permutation,
@@ -18,14 +19,17 @@ from .permutation import (
 )
 from .preprocess import Logit, Shift, dequantize, preprocessing
 from .sampling import GaussianRsample
+from .spline import AutoregressiveSpline, RationalQuadraticSpline, spline_parameters
 from .split import LearnedPrior, Split
 
 __all__ = [
+    "MADE",
     "MLP",
     "ActNorm",
     "ActNormConv2d",
     "AdditiveCoupling",
     "AffineCoupling",
+    "AutoregressiveSpline",
     "BatchNorm",
     "Bijector",
     "DiagonalScale",
@@ -40,6 +44,8 @@ __all__ = [
     "MultiScale",
     "Permutation",
     "PreparedConv",
+    "RationalQuadraticSpline",
+    "ResidualMLP",
     "Sequential",
     "Shift",
     "Split",
@@ -53,4 +59,5 @@ __all__ = [
     "preprocessing",
     "random_permutation",
     "reverse_permutation",
+    "spline_parameters",
 ]

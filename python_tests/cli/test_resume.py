@@ -88,6 +88,7 @@ def test_killed_run_resumes_bit_for_bit(command, images, tmp_path):
         ("glow", "--flow-steps", 2, "--hidden", 32),
         ("realnvp", "--couplings", 1, "--blocks", 1, "--hidden", 8),
         ("nice", "--hidden", 64),
+        ("nsf", "--hidden", 32, "--transforms", 3),
     ],
     ids=lambda words: words[0],
 )

@@ -24,6 +24,8 @@ from .conftest import SMALL_GLOW
         ("glow", "--levels", "1", "--flow-steps", "2", "--hidden", "4"),
         ("realnvp", "--levels", "2", "--couplings", "1", "--hidden", "4", "--blocks", "1"),
         ("nice", "--hidden", "8", "--depth", "1"),
+        ("nsf", "--hidden", "8", "--transforms", "2"),
+        ("nsf", "--hidden", "8", "--transforms", "1", "--kind", "autoregressive"),
     ],
     ids=lambda words: words[0],
 )

@@ -17,6 +17,7 @@ SMALL = {
     "nice": {"hidden": 8, "depth": 2},
     "realnvp": {"hidden": 4, "blocks": 1},
     "glow": {"hidden": 4, "steps": 2},
+    "nsf": {"hidden": 8, "transforms": 2, "bins": 4},
 }
 
 #: name, event shape, options, kind of context ("vector", "label" or "")
@@ -30,6 +31,16 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, object], str]] = {
     "realnvp_odd_one_level": ("realnvp", (1, 3, 5), {"levels": 1, "norm": "none"}, ""),
     "realnvp_batch_norm": ("realnvp", (1, 4, 4), {"norm": "batch", "couplings": 2}, ""),
     "realnvp_context": ("realnvp", (1, 2, 2), {"context_features": 3}, "vector"),
+    "nsf": ("nsf", (1, 2, 4), {}, ""),
+    "nsf_odd_unbounded": ("nsf", (5,), {"preprocess": "none", "transforms": 3}, ""),
+    "nsf_context": ("nsf", (1, 2, 3), {"context_features": 3, "mixing": "permutation"}, "vector"),
+    "nsf_autoregressive": ("nsf", (1, 2, 3), {"kind": "autoregressive"}, ""),
+    "nsf_autoregressive_context": (
+        "nsf",
+        (5,),
+        {"kind": "autoregressive", "passes": 3, "context_features": 3},
+        "vector",
+    ),
     "glow": ("glow", (1, 4, 4), {}, ""),
     "glow_full": ("glow", (1, 4, 4), {"conv1x1": "full"}, ""),
     "glow_additive": (
@@ -77,11 +88,15 @@ def test_round_trip_in_float32(case: str) -> None:
     torch.testing.assert_close(logdet_back, -logdet, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("case", ["nice", "realnvp", "realnvp_batch_norm", "glow", "glow_full"])
+@pytest.mark.parametrize(
+    "case",
+    ["nice", "realnvp", "realnvp_batch_norm", "glow", "glow_full", "nsf", "nsf_autoregressive"],
+)
 def test_gradients_of_log_prob(case: str) -> None:
     name, event_shape, options, _ = CASES[case]
     least = {"couplings": 1, "hidden": 2} if name == "realnvp" else {}
     least = {"steps": 1, "hidden": 2} if name == "glow" else least
+    least = {"transforms": 1, "hidden": 2, "bins": 2, "blocks": 1} if name == "nsf" else least
     model = build(name, event_shape, **{**SMALL[name], **options, **least})
     randomize_(model.double()).eval()
     names = [n for n, _ in model.named_parameters()]
@@ -103,6 +118,8 @@ def test_gradients_of_log_prob(case: str) -> None:
         ("nice", (4,), {"prior": "logistic"}),
         ("nice", (4,), {"preprocess": "center"}),
         ("realnvp", (1, 2, 2), {"couplings": 2}),
+        ("nsf", (4,), {"preprocess": "none"}),
+        ("nsf", (4,), {"kind": "autoregressive"}),
         ("glow", (1, 2, 2), {"levels": 1}),
         ("glow", (2, 2, 2), {"levels": 1, "preprocess": "logit"}),
     ],
@@ -151,6 +168,8 @@ def _train(model: Flow, values: torch.Tensor, levels: int, steps: int) -> None:
         ("nice", (1, 1, 2), {"alpha": 0.05}),
         ("realnvp", (1, 1, 2), {"levels": 1}),
         ("glow", (1, 2, 2), {"levels": 1}),
+        ("nsf", (1, 1, 2), {"alpha": 0.05}),
+        ("nsf", (1, 1, 2), {"kind": "autoregressive", "alpha": 0.05}),
     ],
 )
 def test_probabilities_of_all_images_sum_to_one(

@@ -13,7 +13,7 @@ import torch
 from flowops import ops
 from flowops.distributions import Flow
 from flowops.losses import bits_per_dim
-from flowops.models import MODELS, GlowConfig, NICEConfig, RealNVPConfig, build
+from flowops.models import MODELS, GlowConfig, NICEConfig, NSFConfig, RealNVPConfig, build
 from flowops.nn import ActNorm, InvertibleConv1x1
 from flowops.testing import randomize_
 
@@ -21,6 +21,7 @@ SMALL = {
     "nice": {"hidden": 16, "depth": 1},
     "realnvp": {"hidden": 4, "blocks": 1},
     "glow": {"hidden": 8, "steps": 2},
+    "nsf": {"hidden": 16, "transforms": 2, "bins": 4, "mixing": "permutation"},
 }
 
 
@@ -227,7 +228,7 @@ def test_glow_compiles_without_graph_breaks() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build("pixelcnn", (1, 8, 8)), "name must be one of nice, realnvp, glow"),
+        (lambda: build("pixelcnn", (1, 8, 8)), "name must be one of nice, realnvp, glow, nsf"),
         (lambda: build("glow", (1, 7, 7)), "divisible by 4, for 2 squeezes, got 7 x 7"),
         (
             lambda: build("glow", (1, 28, 28), levels=3),
@@ -247,6 +248,10 @@ def test_glow_compiles_without_graph_breaks() -> None:
         (lambda: GlowConfig((1, 8, 8), classes=2, learn_top=False), "learn_top must be True"),
         (lambda: RealNVPConfig((1, 8, 8), norm="layer"), "RealNVP: norm must be one of actnorm"),
         (lambda: NICEConfig((1,)), "NICE: event_shape must have at least 2 elements"),
+        (lambda: NSFConfig((1,)), "NSF: event_shape must have at least 2 elements"),
+        (lambda: NSFConfig((4,), passes=5), "NSF: passes must be at most 4, got 5"),
+        (lambda: NSFConfig((4,), bound=0.0), "NSF: bound must be positive and finite, got 0"),
+        (lambda: NSFConfig((4,), kind="cubic"), "NSF: kind must be one of coupling, autoreg"),
         (lambda: NICEConfig((4,), prior="cauchy"), "NICE: prior must be one of normal, logistic"),
         (
             lambda: _small("nice").log_prob(torch.rand(2, 64)),

@@ -14,6 +14,7 @@ from flowops.nn import (
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
+    AutoregressiveSpline,
     BatchNorm,
     Bijector,
     DiagonalScale,
@@ -26,6 +27,8 @@ from flowops.nn import (
     Logit,
     MultiScale,
     Permutation,
+    RationalQuadraticSpline,
+    ResidualMLP,
     Sequential,
     Shift,
     Split,
@@ -61,6 +64,27 @@ def _masked_coupling(scale: str, parity: int) -> AffineCoupling:
 def _vector_mask_coupling() -> AffineCoupling:
     mask = torch.tensor([True, False, False, True, False])
     return AffineCoupling(5, MLP(5, 10, hidden=(7,)), mask=mask)
+
+
+def _image_spline(keep: str, **options: object) -> RationalQuadraticSpline:
+    network = GlowConvNet(2, 2 * 11, hidden=5, context_features=FEATURES)
+    return RationalQuadraticSpline(4, network, keep=keep, bins=4, **options)  # type: ignore[arg-type]
+
+
+def _masked_spline() -> RationalQuadraticSpline:
+    mask = checkerboard_mask(2, 4)
+    network = GatedResNet(4, 4 * 8, hidden=5, blocks=1, mask=mask, context_features=FEATURES)
+    return RationalQuadraticSpline(4, network, mask=mask, bins=3)
+
+
+def _vector_spline() -> RationalQuadraticSpline:
+    network = ResidualMLP(2, 3 * 9, hidden=7, blocks=1, context_features=FEATURES)
+    options = {"bins": 3, "bound": 1.5, "tails": "circular"}
+    return RationalQuadraticSpline(5, network, kept_channels=2, **options)  # type: ignore[arg-type]
+
+
+def _autoregressive(**options: object) -> AutoregressiveSpline:
+    return AutoregressiveSpline(5, hidden=9, blocks=1, bins=3, **options)  # type: ignore[arg-type]
 
 
 def _step(channels: int, parameterization: str = "lu", actnorm: bool = True) -> list[Bijector]:
@@ -115,6 +139,19 @@ CASES: dict[str, tuple[Callable[[], Bijector], tuple[int, ...], int]] = {
     "coupling_checkerboard_exp": (lambda: _masked_coupling("exp", 0), IMAGE, FEATURES),
     "coupling_checkerboard_tanh": (lambda: _masked_coupling("tanh_exp", 1), IMAGE, FEATURES),
     "coupling_vector_mask": (_vector_mask_coupling, (5,), 0),
+    "spline_first": (lambda: _image_spline("first"), IMAGE, FEATURES),
+    "spline_second": (lambda: _image_spline("second", bound=1.0), IMAGE, FEATURES),
+    "spline_masked": (_masked_spline, IMAGE, FEATURES),
+    "spline_vector_circular": (_vector_spline, (5,), FEATURES),
+    "spline_autoregressive": (_autoregressive, (5,), 0),
+    "spline_autoregressive_context": (
+        lambda: _autoregressive(
+            order=torch.tensor([3, 0, 4, 1, 2]), context_features=FEATURES, tails="none"
+        ),
+        (5,),
+        FEATURES,
+    ),
+    "spline_autoregressive_two_passes": (lambda: _autoregressive(passes=2), (5,), 0),
     "squeeze": (Squeeze, (2, 4, 2), 0),
     "squeeze_by_3": (lambda: Squeeze(3), (1, 3, 6), 0),
     "flatten": (lambda: Flatten((2, 2, 2)), (2, 2, 2), 0),
