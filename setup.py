@@ -7,6 +7,7 @@ needs no line here.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -188,6 +189,16 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
+def unverified_ops() -> list[str]:
+    """The ops whose CUDA kernels no committed record has seen pass on a GPU as they are now."""
+    spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks/record.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit("flowops: benchmarks/record.py is missing from the source tree")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.unverified()
+
+
 def cuda_architectures(torch: Any, cpp_extension: Any) -> str:
     """What nvcc compiles for, such as "sm_80 sm_90": TORCH_CUDA_ARCH_LIST, else the GPUs here."""
     if not torch.cuda.is_available():
@@ -275,6 +286,7 @@ def build_extension_command(torch: Any) -> type:
     record = (
         '"""Written by setup.py: the torch that the native modules here were built against."""\n'
         f'\nTORCH_VERSION = "{torch.__version__}"\n'
+        f"CUDA_UNVERIFIED = {unverified_ops()!r}\n"
     )
 
     class BuildFlowops(BuildExtension):

@@ -1,6 +1,6 @@
 """Times flowops against eager and compiled PyTorch, interleaved in one process, and writes JSON.
 
-``python -m benchmarks.run [--op OP] [--threads N] [--no-compile] [--out FILE]``
+``python -m benchmarks.run [--op OP] [--device cpu|cuda] [--threads N] [--no-compile] [--out FILE]``
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def variants_of(case: Case, compile_rival: bool) -> dict[str, Function]:
     return variants
 
 
-def run_case(case: Case, compile_rival: bool, budget: float) -> dict[str, Any]:
+def run_case(
+    case: Case, device: torch.device, compile_rival: bool, budget: float
+) -> dict[str, Any]:
     """Gate the case on its correctness, then time forward and forward+backward."""
-    inputs = case.inputs()
+    with device:
+        inputs = case.inputs()
     exact = case.eager(*[t.double() if t.is_floating_point() else t for t in inputs])
     first = case.first_compared
     error = error_against(exact[first:], case.ours(*inputs)[first:])
@@ -71,17 +74,17 @@ def run_case(case: Case, compile_rival: bool, budget: float) -> dict[str, Any]:
     if not error <= case.tolerance:
         return result | {"failed": f"error {error:.1e} above {case.tolerance:.0e}"}
     variants = variants_of(case, compile_rival)
-    source = torch.empty(max(1, case.traffic // 2), dtype=torch.uint8)
+    source = torch.empty(max(1, case.traffic // 2), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     forward: dict[str, Callable[[], object]] = {
         name: (lambda f=f: f(*inputs)) for name, f in variants.items()
     }
     forward["copy"] = lambda: target.copy_(source)
     with torch.no_grad():
-        result["forward"] = _rows(measure(forward, budget=budget))
+        result["forward"] = _rows(measure(forward, budget=budget, device=device))
     if case.backward:
         both = {name: with_backward(f, inputs) for name, f in variants.items()}
-        result["forward_backward"] = _rows(measure(both, budget=budget))
+        result["forward_backward"] = _rows(measure(both, budget=budget, device=device))
     return result
 
 
@@ -89,7 +92,7 @@ def _rows(timings: dict[str, Any]) -> dict[str, Any]:
     return {name: asdict(timing) for name, timing in timings.items()}
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """Device, versions and commit, as every result carries them."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
@@ -98,7 +101,8 @@ def environment() -> dict[str, Any]:
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "device": cpu,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -131,6 +135,7 @@ def describe(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", help="only the cases of this op")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds a measurement at most")
@@ -138,16 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    report: dict[str, Any] = {"environment": environment(), "results": []}
+    report: dict[str, Any] = {"environment": environment(options.device), "results": []}
     for case in all_cases():
         if options.op not in (None, case.op):
             continue
-        result = run_case(case, not options.no_compile, options.budget)
+        result = run_case(case, options.device, not options.no_compile, options.budget)
         report["results"].append(result)
         sys.stdout.write(describe(result) + "\n")
         sys.stdout.flush()
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        if options.out is not None:  # after each case: a run cut short leaves what it has
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
     return int(any("failed" in result for result in report["results"]))
 
 

@@ -104,7 +104,8 @@ def info() -> dict[str, Any]:
         Versions under ``flowops``, ``torch_built``, ``torch_running`` and ``compiler``; the
         instruction set in use under ``cpu`` and those with kernels under ``cpu_built``; the CUDA
         kernels' version (None without them) under ``cuda_built``, their architectures under
-        ``cuda_architectures`` and whether they are loaded under ``cuda_usable``.
+        ``cuda_architectures``, whether they are loaded under ``cuda_usable``, and the ops that no
+        committed record has seen pass on a GPU under ``cuda_not_verified``.
     """
     build, capabilities = _native.build_info(), _native.capabilities()
     return {
@@ -117,4 +118,5 @@ def info() -> dict[str, Any]:
         "cuda_built": capabilities["cuda"],
         "cuda_architectures": capabilities["cuda_architectures"],
         "cuda_usable": _cuda_loaded,
+        "cuda_not_verified": importlib.import_module("flowops._built_for").CUDA_UNVERIFIED,
     }

@@ -27,8 +27,9 @@ def case(shape: tuple[int, ...]) -> Case:
 
 def noise_case(shape: tuple[int, ...]) -> Case:
     return Case(
-        "gaussian_rsample", f"{shape} float32, noise alone", list,
-        lambda: [torch.randn(shape)], lambda: [flowops.randn(shape)],
+        "gaussian_rsample", f"{shape} float32, noise alone", lambda: [torch.zeros(shape)],
+        lambda like: [torch.randn_like(like)],
+        lambda like: [flowops.randn(shape, device=like.device)],
         torch.Size(shape).numel() * 4, backward=False, first_compared=1,
     )  # fmt: skip
 
