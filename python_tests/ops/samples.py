@@ -1,0 +1,204 @@
+"""Random arguments for every op in ``torch.ops.flowops``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = list[Any]
+
+
+def number(rng: random.Random, least: int, most: int) -> int:
+    return rng.randint(least, most)
+
+
+def shape_of(rng: random.Random, channels: int | None = None, most: int = 5) -> tuple[int, ...]:
+    """(batch, channels, *pixels); the batch or a side is empty now and then."""
+    sides = [number(rng, 1, most) for _ in range(number(rng, 0, 3))]
+    batch = number(rng, 0, 4)
+    if sides and number(rng, 0, 9) == 0:
+        sides[0] = 0
+    return (batch, channels or number(rng, 1, 9), *sides)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+def chance(rng: random.Random) -> bool:
+    return rng.random() < 0.5
+
+
+def actnorm(rng: random.Random) -> Arguments:
+    shape = shape_of(rng)
+    logdet = normal(shape[0]) if chance(rng) else None
+    return [normal(*shape), normal(shape[1]), normal(shape[1]) / 3, logdet, chance(rng)]
+
+
+def actnorm_backward(rng: random.Random) -> Arguments:
+    x, bias, log_scale, _, inverse = actnorm(rng)
+    return [torch.randn_like(x), normal(x.size(0)), x, bias, log_scale, inverse]
+
+
+def actnorm_statistics(rng: random.Random) -> Arguments:
+    shape = shape_of(rng)
+    return [normal(max(shape[0], 2), *(max(side, 1) for side in shape[1:]))]
+
+
+def affine_coupling(rng: random.Random) -> Arguments:
+    shape = shape_of(rng)
+    moved = number(rng, 1, shape[1])
+    start, scale = number(rng, 0, shape[1] - moved), number(rng, 0, 3)
+    params = normal(shape[0], moved if scale == 0 else 2 * moved, *shape[2:])
+    amplitude = mask = None
+    if scale == 2:
+        amplitude = normal(moved) if chance(rng) else normal()
+    if chance(rng):
+        mask = torch.rand(moved, *shape[2:]) < 0.5
+    logdet = normal(shape[0]) if chance(rng) else None
+    options = [start, scale, number(rng, 0, 1), number(rng, 0, 3), chance(rng)]
+    return [normal(*shape), params, amplitude, mask, logdet, *options]
+
+
+def affine_coupling_backward(rng: random.Random) -> Arguments:
+    x, params, amplitude, mask, _, *options = affine_coupling(rng)
+    while options[1] == 0:  # additive couplings have no kernel for it
+        x, params, amplitude, mask, _, *options = affine_coupling(rng)
+    return [torch.randn_like(x), normal(x.size(0)), x, params, amplitude, mask, *options]
+
+
+def key(rng: random.Random) -> Tensor:
+    return torch.tensor([rng.getrandbits(62), rng.getrandbits(40)], dtype=torch.int64)
+
+
+def gaussian_noise(rng: random.Random) -> Arguments:
+    return [key(rng), list(shape_of(rng)), torch.float32]
+
+
+def gaussian_rsample(rng: random.Random) -> Arguments:
+    shape, with_kl, residual = shape_of(rng), chance(rng), chance(rng)
+    prior = residual or chance(rng)
+    form = number(rng, 0, 3)
+
+    def scale() -> Tensor:
+        return normal(*shape).abs() + 0.3 if form == 2 else normal(*shape)
+
+    others = [normal(*shape), scale()] if prior else [None, None]
+    return [normal(*shape), scale(), key(rng), *others, form, residual, with_kl]
+
+
+def gaussian_rsample_backward(rng: random.Random) -> Arguments:
+    arguments = gaussian_rsample(rng)
+    return [torch.randn_like(arguments[0]), normal(arguments[0].size(0)), *arguments]
+
+
+def random_key(rng: random.Random) -> Arguments:
+    return [normal(number(rng, 0, 3))]
+
+
+def invertible_conv1x1(rng: random.Random) -> Arguments:
+    shape = shape_of(rng)
+    bias = normal(shape[1]) if chance(rng) else None
+    return [normal(*shape), normal(shape[1], shape[1]), bias]
+
+
+def invertible_conv1x1_backward(rng: random.Random) -> Arguments:
+    x, weight, _ = invertible_conv1x1(rng)
+    wants = [chance(rng), chance(rng), chance(rng)]
+    wants[number(rng, 0, 2)] = True
+    return [torch.randn_like(x), x, weight, *wants]
+
+
+def matrices(
+    rng: random.Random,
+) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], bool]:
+    sizes = [number(rng, 1, 9) for _ in range(number(rng, 1, 4))]
+    weight = [torch.linalg.qr(normal(n, n)).Q + normal(n, n) / (9 * n) for n in sizes]
+    folded = chance(rng)
+    bias, log_scale = ([normal(n) / 3 for n in sizes if folded] for _ in range(2))
+    return sizes, weight, bias, log_scale, chance(rng)
+
+
+def invertible_conv1x1_full(rng: random.Random) -> Arguments:
+    return list(matrices(rng)[1:])
+
+
+def invertible_conv1x1_full_backward(rng: random.Random) -> Arguments:
+    _, weight, bias, log_scale, inverse = matrices(rng)
+    result, result_bias, logdet = torch.ops.flowops.invertible_conv1x1_full(
+        weight, bias, log_scale, inverse
+    )
+    grads = [torch.randn_like(t) for t in result], [torch.randn_like(t) for t in result_bias]
+    return [*grads, torch.randn_like(logdet), result, weight, bias, log_scale, inverse]
+
+
+def invertible_conv1x1_lu(rng: random.Random) -> Arguments:
+    sizes, _, bias, log_scale, inverse = matrices(rng)
+    lower, upper = ([normal(n, n) / (2 + n) for n in sizes] for _ in range(2))
+    sign = [torch.randint(0, 2, (n,)).float() * 2 - 1 for n in sizes]
+    permutation = [torch.randperm(n) for n in sizes]
+    log_s = [normal(n) / 3 for n in sizes]
+    return [lower, upper, log_s, sign, permutation, bias, log_scale, inverse]
+
+
+def invertible_conv1x1_lu_backward(rng: random.Random) -> Arguments:
+    arguments = invertible_conv1x1_lu(rng)
+    result, bias, logdet = torch.ops.flowops.invertible_conv1x1_lu(*arguments)
+    grads = [torch.randn_like(t) for t in result], [torch.randn_like(t) for t in bias]
+    return [*grads, torch.randn_like(logdet), result, *arguments]
+
+
+def rational_quadratic_spline(rng: random.Random) -> Arguments:
+    shape, tails, elementwise = shape_of(rng), number(rng, 0, 2), chance(rng)
+    params = normal(*shape, 3 * number(rng, 1, 33) + tails - 1)
+    bounds = None
+    if chance(rng):
+        low = normal(2, shape[1])
+        bounds = torch.stack([low[0], low[0] + 2, low[1], low[1] + 3])
+    logdet = normal(*(shape if elementwise else shape[:1])) if chance(rng) else None
+    form = [-3.0, 2.0, -2.0, 3.0, 1e-3, 1e-3, 1e-3, 1.0, number(rng, 0, 1) / 1000]
+    return [2 * normal(*shape), params, bounds, logdet, form, tails, chance(rng), elementwise,
+            chance(rng)]  # fmt: skip
+
+
+def rational_quadratic_spline_backward(rng: random.Random) -> Arguments:
+    x, params, bounds, _, form, tails, exp_slope, elementwise, inverse = rational_quadratic_spline(
+        rng
+    )
+    grad_logdet = normal(*(x.shape if elementwise else x.shape[:1]))
+    return [torch.randn_like(x), grad_logdet, x, params, bounds, form, tails, exp_slope, inverse]
+
+
+def spectral_norm(rng: random.Random) -> Arguments:
+    layers = number(rng, 1, 4)
+    weight = [normal(number(rng, 1, 9), *shape_of(rng, most=3)[1:]) for _ in range(layers)]
+    weight = [w if w.numel() else normal(2, 3) for w in weight]
+    u = [torch.nn.functional.normalize(normal(w.size(0)), dim=0) for w in weight]
+    v = [torch.nn.functional.normalize(normal(w[0].numel()), dim=0) for w in weight]
+    return [weight, u, v, number(rng, 0, 2), 1e-12, 0.9 if chance(rng) else None]
+
+
+def spectral_norm_backward(rng: random.Random) -> Arguments:
+    weight, u, v, _, _, coefficient = spectral_norm(rng)
+    sigma = torch.stack(
+        [torch.dot(a, w.flatten(1) @ b) for w, a, b in zip(weight, u, v, strict=True)]
+    )
+    grads = [torch.randn_like(w) for w in weight]
+    return [grads, torch.randn_like(sigma), weight, u, v, sigma.abs() + 0.1, coefficient]
+
+
+SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
+    function.__name__: function
+    for function in (
+        actnorm, actnorm_backward, actnorm_statistics, affine_coupling, affine_coupling_backward,
+        gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
+        invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
+        invertible_conv1x1_lu, invertible_conv1x1_lu_backward, random_key,
+        rational_quadratic_spline, rational_quadratic_spline_backward, spectral_norm,
+        spectral_norm_backward,
+    )
+}  # fmt: skip

@@ -1,0 +1,111 @@
+"""What holds for every op that is registered: opcheck; strides, garbage and NaN do no harm."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from ops.samples import SAMPLES
+from torch import Tensor
+
+OPS = sorted(
+    name.removeprefix("flowops::")
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("flowops::")
+)
+SEEDS = range(25)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list):
+        return [map_tensors(function, item) for item in value]
+    return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def arguments_of(op: str, seed: int, device: torch.device) -> list[Any]:
+    torch.manual_seed(seed)
+    return map_tensors(lambda t: t.to(device), SAMPLES[op](random.Random(seed)))
+
+
+def run(op: str, arguments: list[Any]) -> list[Tensor]:
+    return list(tensors_in(getattr(torch.ops.flowops, op)(*arguments)))
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """New tensors hold NaN, or the largest integer, until somebody writes to them."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def restrided(rng: random.Random) -> Callable[[Tensor], Tensor]:
+    """Gives the same values in another order in memory, with gaps full of NaN and an offset."""
+
+    def move(t: Tensor) -> Tensor:
+        if not t.is_floating_point() or t.dim() == 0:
+            return t
+        order = rng.sample(range(t.dim()), t.dim())
+        steps = [rng.randint(1, 2) for _ in order]
+        size = [t.size(d) * step + 1 for d, step in zip(order, steps, strict=True)]
+        view = torch.full(size, float("nan"), dtype=t.dtype, device=t.device)
+        for place, (d, step) in enumerate(zip(order, steps, strict=True)):
+            every = (slice(None),) * place + (slice(1, 1 + t.size(d) * step, step),)
+            view = view[every]
+        view = view.permute(*(order.index(d) for d in range(t.dim())))
+        return view.copy_(t)
+
+    return move
+
+
+def test_no_op_is_forgotten() -> None:
+    assert sorted(SAMPLES) == OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op: str, device: torch.device) -> None:
+    for seed in range(4):
+        torch.library.opcheck(getattr(torch.ops.flowops, op), tuple(arguments_of(op, seed, device)))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("op", OPS)
+def test_all_outputs_are_written(op: str, device: torch.device) -> None:
+    for seed in SEEDS:
+        for output in run(op, arguments_of(op, seed, device)):
+            assert output.isfinite().all(), f"seed {seed}"
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("op", [op for op in OPS if op != "random_key"])
+def test_strides_do_not_matter(op: str, device: torch.device) -> None:
+    for seed in SEEDS:
+        arguments = arguments_of(op, seed, device)
+        moved = map_tensors(restrided(random.Random(seed)), arguments)
+        for want, got in zip(run(op, arguments), run(op, moved), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op not in ("random_key", "gaussian_noise")])
+def test_nan_gives_nan(op: str, device: torch.device) -> None:
+    for seed in SEEDS:
+        arguments = arguments_of(op, seed, device)
+        given = [t for t in tensors_in(arguments) if t.is_floating_point()]
+        for t in given:
+            t.fill_(float("nan"))
+        outputs = run(op, arguments)
+        if given[0].numel():
+            assert any(t.isnan().any() for t in outputs), f"seed {seed}"
