@@ -33,6 +33,9 @@ struct LogTerms {
 template <typename T>
 inline constexpr int64_t kMaxSpan = (kMaxLogFactors - 1) * Vec<T>::kLanes;
 
+// Elements that loads are announced ahead: at the end of a row, the next sample's.
+inline constexpr int64_t kPrefetch = 512;
+
 // Takes a copy of the tile, which the stores cannot alias.
 template <typename T, typename Map, bool kInverse>
 FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, int64_t end) {
@@ -58,6 +61,7 @@ FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, i
   };
   int64_t i = begin;
   for (; i + V::kLanes <= end; i += V::kLanes) {
+    for (const T* p : {t.x, t.raw, t.shift}) __builtin_prefetch(p + i + kPrefetch);
     step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; }, [](T* p, V v) { v.store(p); });
   }
   if (const int64_t rest = end - i; rest > 0) {
