@@ -7,6 +7,7 @@
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
+#include "ops/linear_attention.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -21,6 +22,20 @@ auto* with_policy() {
   return &at::autocast::WrapFunction<kPolicy, kDevice, Signature, Signature, kOp>::type::call;
 }
 
+// As scaled_dot_product_attention in the lower precision; the state and all sums stay wide.
+template <c10::DeviceType kDevice>
+auto linear_attention_autocast(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               const OptionalTensor& initial_kv, const OptionalTensor& initial_z,
+                               const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
+                               int64_t feature_map, bool causal, bool normalize, double eps) {
+  const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(kDevice);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  const auto type = at::autocast::get_autocast_dtype(kDevice);
+  const auto lower = [&](const at::Tensor& x) { return at::autocast::cached_cast(type, x, kDevice); };
+  return linear_attention(lower(q), lower(k), lower(v), initial_kv, initial_z, key_padding_mask, cu_seqlens,
+                          feature_map, causal, normalize, eps);
+}
+
 template <c10::DeviceType kDevice>
 void register_policies(torch::Library& m) {
   m.impl("actnorm", with_policy<&actnorm, CastPolicy::fp32, kDevice>());
@@ -29,6 +44,7 @@ void register_policies(torch::Library& m) {
   m.impl("invertible_conv1x1", with_policy<&invertible_conv1x1, CastPolicy::fp32, kDevice>());
   m.impl("invertible_conv1x1_lu", with_policy<&invertible_conv1x1_lu, CastPolicy::fp32, kDevice>());
   m.impl("invertible_conv1x1_full", with_policy<&invertible_conv1x1_full, CastPolicy::fp32, kDevice>());
+  m.impl("linear_attention", &linear_attention_autocast<kDevice>);
   m.impl("rational_quadratic_spline", with_policy<&rational_quadratic_spline, CastPolicy::fp32, kDevice>());
   m.impl("spectral_norm", with_policy<&spectral_norm, CastPolicy::fp32, kDevice>());
 }

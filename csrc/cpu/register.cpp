@@ -6,6 +6,7 @@
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
+#include "ops/linear_attention.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -25,6 +26,8 @@ decltype(invertible_conv1x1_lu) invertible_conv1x1_lu_cpu;
 decltype(invertible_conv1x1_full) invertible_conv1x1_full_cpu;
 decltype(invertible_conv1x1_lu_backward) invertible_conv1x1_lu_backward_cpu;
 decltype(invertible_conv1x1_full_backward) invertible_conv1x1_full_backward_cpu;
+decltype(linear_attention) linear_attention_cpu;
+decltype(linear_attention_backward) linear_attention_backward_cpu;
 decltype(rational_quadratic_spline) rational_quadratic_spline_cpu;
 decltype(rational_quadratic_spline_backward) rational_quadratic_spline_backward_cpu;
 decltype(spectral_norm) spectral_norm_cpu;
@@ -45,6 +48,8 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("invertible_conv1x1_full", &invertible_conv1x1_full_cpu);
   m.impl("invertible_conv1x1_lu_backward", &invertible_conv1x1_lu_backward_cpu);
   m.impl("invertible_conv1x1_full_backward", &invertible_conv1x1_full_backward_cpu);
+  m.impl("linear_attention", &linear_attention_cpu);
+  m.impl("linear_attention_backward", &linear_attention_backward_cpu);
   m.impl("rational_quadratic_spline", &rational_quadratic_spline_cpu);
   m.impl("rational_quadratic_spline_backward", &rational_quadratic_spline_backward_cpu);
   m.impl("spectral_norm", &spectral_norm_cpu);

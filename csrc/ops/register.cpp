@@ -3,5 +3,6 @@
 #include "ops/affine_coupling.cpp"
 #include "ops/gaussian_rsample.cpp"
 #include "ops/invertible_conv1x1.cpp"
+#include "ops/linear_attention.cpp"
 #include "ops/rational_quadratic_spline.cpp"
 #include "ops/spectral_norm.cpp"

@@ -13,6 +13,7 @@ from flowops.ops.invertible_conv1x1 import (
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
 )
+from flowops.ops.linear_attention import linear_attention, linear_attention_state
 from flowops.ops.rational_quadratic_spline import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -30,6 +31,8 @@ __all__ = [
     "invertible_conv1x1",
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",
+    "linear_attention",
+    "linear_attention_state",
     "randn",
     "random_key",
     "rational_quadratic_spline",

@@ -12,6 +12,7 @@ from .invertible_conv1x1 import (
     invertible_conv1x1_full,
     invertible_conv1x1_lu,
 )
+from .linear_attention import linear_attention, linear_attention_features, linear_attention_state
 from .rational_quadratic_spline import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -29,6 +30,9 @@ __all__ = [
     "invertible_conv1x1",
     "invertible_conv1x1_full",
     "invertible_conv1x1_lu",
+    "linear_attention",
+    "linear_attention_features",
+    "linear_attention_state",
     "randn",
     "rational_quadratic_spline",
     "rational_quadratic_spline_inverse",

@@ -152,6 +152,35 @@ def invertible_conv1x1_lu_backward(rng: random.Random) -> Arguments:
     return [*grads, torch.randn_like(logdet), result, *arguments]
 
 
+def linear_attention(rng: random.Random) -> Arguments:
+    causal, packed, given = chance(rng), chance(rng), chance(rng)
+    batch, heads = 1 if packed else number(rng, 0, 3), number(rng, 1, 3)
+    queries, keys = number(rng, 0, 40), number(rng, 0, 40)
+    if causal or packed:
+        keys = queries
+    dim, value_dim = number(rng, 1, 9), number(rng, 1, 9)
+    mask = torch.rand(batch, keys) < 0.3 if chance(rng) else None
+    cuts = sorted(number(rng, 0, keys) for _ in range(number(rng, 0, 2)))
+    offsets = torch.tensor([0, *cuts, keys]) if packed else None
+    sequences = len(cuts) + 1 if packed else batch
+    state = [normal(sequences, heads, dim, value_dim), normal(sequences, heads, dim).abs()]
+    rows = [(queries, dim), (keys, dim), (keys, value_dim)]
+    feature_map = number(rng, 0, 3)
+    # Of the other maps the sum of weights comes near 0.
+    normalize = feature_map in (0, 2) and chance(rng)
+    return [*(normal(batch, time, heads, width) for time, width in rows),
+            *(state if given else [None, None]), mask, offsets, feature_map, causal, normalize,
+            1e-6]  # fmt: skip
+
+
+def linear_attention_backward(rng: random.Random) -> Arguments:
+    arguments = linear_attention(rng)
+    out, kv, z, denominator = torch.ops.flowops.linear_attention(*arguments)
+    grads = [torch.randn_like(t) if chance(rng) else None for t in (kv, z)]
+    given, settings = arguments[:7], arguments[7:]
+    return [torch.randn_like(out), *grads, *given, out, denominator, *settings]
+
+
 def rational_quadratic_spline(rng: random.Random) -> Arguments:
     shape, tails, elementwise = shape_of(rng), number(rng, 0, 2), chance(rng)
     params = normal(*shape, 3 * number(rng, 1, 33) + tails - 1)
@@ -197,7 +226,8 @@ SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
         actnorm, actnorm_backward, actnorm_statistics, affine_coupling, affine_coupling_backward,
         gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
         invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
-        invertible_conv1x1_lu, invertible_conv1x1_lu_backward, random_key,
+        invertible_conv1x1_lu, invertible_conv1x1_lu_backward, linear_attention,
+        linear_attention_backward, random_key,
         rational_quadratic_spline, rational_quadratic_spline_backward, spectral_norm,
         spectral_norm_backward,
     )
