@@ -154,6 +154,7 @@ def layouts(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
         "channel_slice": (wide[:, 2:6], raw[..., :23].contiguous()),
         "transposed_pixels": (x.mT, raw[..., :23].mT.reshape(3, 4, 5, 6, 23)),
         "wider_params": (x, raw[..., 3:26]),
+        "wider_planar": (x, raw.view(3, 30, 4, 6, 5)[:, 3:26].movedim(1, -1)),
         "planar_vectors": (torch.randn(9, 40, device=device), vectors.view(9, 23, 40).mT),
         "expanded": (x[:1].expand(3, -1, -1, -1), one.expand(3, 4, 6, 5, 23)),
     }  # fmt: skip
