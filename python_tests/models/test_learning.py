@@ -50,6 +50,7 @@ def _train(model: Flow, train: torch.Tensor, steps: int) -> None:
         ("nice", {"hidden": 256, "depth": 2}, 1500),
         ("realnvp", {"hidden": 16, "blocks": 1}, 300),
         ("glow", {"hidden": 48, "steps": 4}, 400),
+        ("nsf", {"hidden": 64, "transforms": 3, "blocks": 1, "bound": 5.0}, 400),
     ],
 )
 def test_beats_the_gaussian_on_held_out_digits(
