@@ -1,6 +1,7 @@
 """Networks as flows: modules over :mod:`flowops.ops`."""
 
 from .actnorm import ActNorm, BatchNorm, DiagonalScale
+from .attention import LinearAttention
 from .base import Bijector
 from .conditioner import MLP, GatedResNet, GlowConvNet
 from .containers import Inverse, MultiScale, Sequential
@@ -40,6 +41,7 @@ __all__ = [
     "Inverse",
     "InvertibleConv1x1",
     "LearnedPrior",
+    "LinearAttention",
     "Logit",
     "MultiScale",
     "Permutation",
