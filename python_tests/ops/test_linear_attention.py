@@ -158,21 +158,31 @@ def test_gradcheck_twice(
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
-def test_second_derivatives_are_those_of_the_reference(device: torch.device) -> None:
-    # More than a chunk, and each output alone.
-    inputs = leaves(make((2, 40, 40, 2, 3, 4), torch.float64, device, 2))
+@pytest.mark.parametrize("feature_map", ["elu", "relu", "exp"])
+@pytest.mark.parametrize("cuts", [None, (0, 35, 36, 40)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_second_derivatives_are_those_of_the_reference(
+    causal: bool, cuts: tuple[int, ...] | None, feature_map: str, device: torch.device
+) -> None:
+    # More than a chunk, and each output alone: gradgradcheck would miss a first derivative that is
+    # wrong where it is composed of ops.
+    cu_seqlens = None if cuts is None else torch.tensor(cuts, device=device)
+    batch, sequences = (2, 2) if cuts is None else (1, 3)
+    inputs = leaves(make((batch, 40, 40, 2, 3, 4), torch.float64, device, sequences))
     q, k, v, *state = inputs
-    for causal in (False, True):
-        for index in range(3):
-            seconds = []
-            for function in (ops.linear_attention_state, reference.linear_attention_state):
-                out, last = function(q, k, v, causal=causal, initial_state=tuple(state))  # pyright: ignore
-                loss = (out, *last)[index].square().sum()
-                first = torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True)
-                penalty = sum(g.square().sum() for g in first)
-                seconds.append(torch.autograd.grad(penalty, inputs, materialize_grads=True))  # pyright: ignore
-            for a, b in zip(*seconds, strict=True):
-                compare(a, b, torch.float64)
+    options = {"causal": causal, "cu_seqlens": cu_seqlens, "feature_map": feature_map}
+    options["key_padding_mask"] = torch.rand(batch, 40, device=device) < 0.2
+    for index in range(3):
+        results = []
+        for function in (ops.linear_attention_state, reference.linear_attention_state):
+            out, last = function(q, k, v, initial_state=tuple(state), **options)  # pyright: ignore
+            loss = (out, *last)[index].square().sum()
+            first = torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True)
+            penalty = sum(g.square().sum() for g in first)
+            second = torch.autograd.grad(penalty, inputs, materialize_grads=True)  # pyright: ignore
+            results.append((*first, *second))
+        for a, b in zip(*results, strict=True):
+            compare(a, b, torch.float64)
 
 
 @pytest.mark.parametrize("pieces", [(1,) * 40, (63, 2), (64, 64), (31, 1, 100)])

@@ -80,11 +80,15 @@ def test_threads_do_not_change_the_result(
     causal: bool, size: tuple[int, ...], device: torch.device
 ) -> None:
     def run() -> list[Tensor]:
-        given = [x.detach().requires_grad_() for x in inputs]
-        out, state = ops.linear_attention_state(*given, causal=causal)
-        return [out, *state, *torch.autograd.grad(out.square().sum() + state[0].sum(), given)]
+        given = [x.detach().requires_grad_() for x in (*inputs, *initial)]
+        out, state = ops.linear_attention_state(*given[:3], causal=causal, initial_state=given[3:])  # pyright: ignore
+        loss = out.square().sum() + state[0].square().sum() + state[1].square().sum()
+        return [out, *state, *torch.autograd.grad(loss, given)]
 
     inputs = rows(device, torch.float32, size)
+    batch, _, heads, dim = size
+    initial = torch.randn(batch, heads, dim, dim), torch.rand(batch, heads, dim)
+    initial = [t.to(device) for t in initial]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
