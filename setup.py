@@ -191,9 +191,10 @@ def sources(*patterns: str) -> list[str]:
 
 def unverified_ops() -> list[str]:
     """The ops whose CUDA kernels no committed record has seen pass on a GPU as they are now."""
-    spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks/record.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit("flowops: benchmarks/record.py is missing from the source tree")
+    path = ROOT / "benchmarks/record.py"
+    spec = importlib.util.spec_from_file_location("record", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise SystemExit("flowops: benchmarks/record.py is missing, take the whole source tree")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.unverified()

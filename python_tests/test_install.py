@@ -14,8 +14,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["_build_backend", "csrc", "flowops", "setup.py", "pyproject.toml", "MANIFEST.in"]
-SOURCES += ["LICENSE", "README.md", "CHANGELOG.md", "CMakeLists.txt"]
+SOURCES = ["_build_backend", "benchmarks", "csrc", "flowops", "setup.py", "pyproject.toml"]
+SOURCES += ["MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CMakeLists.txt"]
 
 pytestmark = pytest.mark.slow
 
