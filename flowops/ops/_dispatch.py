@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
+
+from flowops import _library
 
 
 def transforms_active() -> bool:
@@ -12,6 +18,32 @@ def transforms_active() -> bool:
     return (
         functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def typed_call(name: str) -> Callable[..., Any]:
+    """Return the op ``flowops::name`` for calls with every argument in its place.
+
+    Plain tensors go through a typed binding, which costs half of what ``torch.ops`` does; calls
+    that are compiled, or that a ``__torch_function__`` wants to see, through ``torch.ops``.
+    """
+    boxed, native = getattr(torch.ops.flowops, name).default, getattr(_library._native, name)
+    expected = boxed._schema.arguments
+    lists = [i for i, argument in enumerate(expected) if str(argument.type) == "List[Tensor]"]
+
+    def overridden(arguments: tuple[Any, ...]) -> bool:
+        return has_torch_function(arguments) or (
+            bool(lists) and any(has_torch_function(arguments[i]) for i in lists)
+        )
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or overridden(arguments):
+            return boxed(*arguments)
+        try:
+            return native(*arguments)
+        except TypeError:  # the message of torch.ops names the argument
+            return boxed(*arguments)
+
+    return call
 
 
 def index_of(op: str, argument: str, value: str, choices: tuple[str, ...]) -> int:

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from flowops import reference
-from flowops.ops._dispatch import accumulation_dtype, empty_like_layout, transforms_active
+from flowops.ops._dispatch import (
+    accumulation_dtype,
+    empty_like_layout,
+    transforms_active,
+    typed_call,
+)
 
 _NAME = "actnorm"
+_kernel = typed_call("actnorm")
 
 
 def actnorm(
@@ -124,7 +130,7 @@ def _run(
     if transforms_active():
         twin = reference.actnorm_inverse if inverse else reference.actnorm
         return twin(x, bias, log_scale, logdet=logdet)
-    return torch.ops.flowops.actnorm(x, bias, log_scale, logdet, inverse)
+    return _kernel(x, bias, log_scale, logdet, inverse)
 
 
 @torch.library.register_fake("flowops::actnorm")

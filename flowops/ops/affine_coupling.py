@@ -11,10 +11,11 @@ from flowops.ops._dispatch import (
     empty_like_layout,
     index_of,
     transforms_active,
+    typed_call,
 )
 
 _NAME = "affine_coupling"
-_kernel = torch.ops.flowops.affine_coupling.default
+_kernel = typed_call("affine_coupling")
 SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
 ORDERS = ("scale_then_shift", "shift_then_scale")
 LAYOUTS = (

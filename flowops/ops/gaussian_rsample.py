@@ -13,10 +13,11 @@ from flowops.ops._dispatch import (
     empty_like_layout,
     index_of,
     transforms_active,
+    typed_call,
 )
 
 _NAME = "gaussian_rsample"
-_kernel = torch.ops.flowops.gaussian_rsample.default
+_kernel = typed_call("gaussian_rsample")
 _random_key = torch.ops.flowops.random_key.default
 FORMS = ("logvar", "log_std", "std", "softplus")
 

@@ -13,9 +13,17 @@ import torch
 from torch import Tensor
 
 from flowops import reference
-from flowops.ops._dispatch import accumulation_dtype, empty_like_layout, transforms_active
+from flowops.ops._dispatch import (
+    accumulation_dtype,
+    empty_like_layout,
+    transforms_active,
+    typed_call,
+)
 
 _NAME = "invertible_conv1x1"
+_kernel = typed_call("invertible_conv1x1")
+_kernel_lu = typed_call("invertible_conv1x1_lu")
+_kernel_full = typed_call("invertible_conv1x1_full")
 Tensors = Sequence[Tensor]
 Prepared = tuple[list[Tensor], list[Tensor], Tensor]
 
@@ -65,7 +73,7 @@ def invertible_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     """
     if transforms_active():
         return reference.invertible_conv1x1(x, weight, bias)
-    return torch.ops.flowops.invertible_conv1x1(x, weight, bias)
+    return _kernel(x, weight, bias)
 
 
 def invertible_conv1x1_lu(
@@ -143,7 +151,7 @@ def invertible_conv1x1_lu(
             actnorm_log_scale=actnorm_log_scale,
             inverse=inverse,
         )
-    return torch.ops.flowops.invertible_conv1x1_lu(
+    return _kernel_lu(
         list(lower),
         list(upper),
         list(log_s),
@@ -204,9 +212,7 @@ def invertible_conv1x1_full(
             actnorm_log_scale=actnorm_log_scale,
             inverse=inverse,
         )
-    return torch.ops.flowops.invertible_conv1x1_full(
-        list(weight), list(actnorm_bias), list(actnorm_log_scale), inverse
-    )
+    return _kernel_full(list(weight), list(actnorm_bias), list(actnorm_log_scale), inverse)
 
 
 def _check_any_layer(op: str, name: str, layers: Tensors) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from flowops import reference
-from flowops.ops._dispatch import accumulation_dtype, index_of, transforms_active
+from flowops.ops._dispatch import accumulation_dtype, index_of, transforms_active, typed_call
 
 _NAME = "linear_attention"
-_kernel = torch.ops.flowops.linear_attention.default
+_kernel = typed_call("linear_attention")
 _KERNEL_MAPS = ("elu", "relu", "exp", "identity")
 FEATURE_MAPS = (*_KERNEL_MAPS, "cosine", "softmax")
 State = tuple[Tensor, Tensor]

@@ -13,9 +13,11 @@ from flowops.ops._dispatch import (
     empty_like_layout,
     index_of,
     transforms_active,
+    typed_call,
 )
 
 _NAME = "rational_quadratic_spline"
+_kernel = typed_call("rational_quadratic_spline")
 _TAILS = ("linear", "circular", "none")
 _SLOPE_MAPS = ("softplus", "exp")
 Bounds = float | tuple[float, float, float, float] | Tensor
@@ -182,9 +184,7 @@ def _run(
             elementwise=elementwise,
         )  # fmt: skip
     table = bounds if isinstance(bounds, Tensor) else None
-    return torch.ops.flowops.rational_quadratic_spline(
-        x, params, table, logdet, form, tail, exp_slope, elementwise, inverse
-    )
+    return _kernel(x, params, table, logdet, form, tail, exp_slope, elementwise, inverse)
 
 
 @torch.library.register_fake("flowops::rational_quadratic_spline")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from flowops import reference
-from flowops.ops._dispatch import accumulation_dtype, transforms_active
+from flowops.ops._dispatch import accumulation_dtype, transforms_active, typed_call
 
 _NAME = "spectral_norm"
+_kernel = typed_call("spectral_norm")
 SpectralNorm = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]
 
 
@@ -92,9 +93,7 @@ def spectral_norm(
             eps=eps,
             coefficient=coefficient,
         )
-    return torch.ops.flowops.spectral_norm(
-        list(weight), list(u), list(v), n_power_iterations, eps, coefficient
-    )
+    return _kernel(list(weight), list(u), list(v), n_power_iterations, eps, coefficient)
 
 
 def _dense_rows(weight: Tensor) -> bool:
