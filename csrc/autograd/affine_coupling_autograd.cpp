@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "autograd/optional.h"
 #include "autograd/wants_graph.h"
 #include "ops/affine_coupling.h"
 
@@ -129,7 +130,6 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
     if (at::GradMode::is_enabled() || options.additive()) {
       result = composed_backward(grads[0], grads[1], held, params, amplitude, mask, options);
     } else {
-      const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
       std::tie(result.x, result.params, result.amplitude) =
           affine_coupling_backward(grads[0], grads[1], held, params, optional(amplitude), optional(mask),
                                    o[0], o[1], o[2], o[3], o[4]);

@@ -2,6 +2,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "autograd/optional.h"
 #include "autograd/wants_graph.h"
 #include "math/gaussian_rsample.h"
 #include "ops/gaussian_rsample.h"
@@ -13,8 +14,6 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
-
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 // Standard deviation of a raw scale with its slope and that of its logarithm, as differentiable tensors.
 struct DifferentiableScale {

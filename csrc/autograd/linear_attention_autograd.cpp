@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "autograd/optional.h"
 #include "autograd/wants_graph.h"
 #include "ops/linear_attention.h"
 
@@ -15,10 +16,6 @@ namespace linear_attention_rule {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 Tensor features(const Tensor& x, FeatureMap map) {
   switch (map) {

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "autograd/optional.h"
 #include "autograd/wants_graph.h"
 #include "ops/rational_quadratic_spline.h"
 
@@ -139,7 +140,7 @@ class Spline : public torch::autograd::Function<Spline> {
     const auto form = ctx->saved_data["form"].toDoubleVector();
     const auto o = ctx->saved_data["options"].toIntVector();
     const SplineOptions options{form, o[0], o[1] != 0, o[2] != 0};
-    const OptionalTensor bounds = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
+    const OptionalTensor bounds = optional(saved[2]);
     const auto [grad_x, grad_params] =
         at::GradMode::is_enabled()
             ? composed_backward(grads[0], grads[1], saved[0], saved[1], bounds, options)

@@ -1,8 +1,3 @@
-#if defined(__AVX512F__) && !defined(__clang__)
-// GCC 12 takes undefined operands inside its own intrinsics for uses of them (GCC bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -72,9 +67,9 @@ class HeadScan {
                                reserve(kChunk * columns), reserve(width_),
                                reserve(kChunk),           reserve(kChunk)};
     memory_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kVectorBytes))));
-    T* const* const parts[] = {&query_, &key_,  &key_columns_, &scores_, &value_,
-                               &state_, &sums_, &z_,           &tail_,   &denominator_};
-    for (int i = 0; i < 10; ++i) *const_cast<T**>(parts[i]) = memory_.get() + offsets[i];
+    T** const parts[] = {&query_, &key_,  &key_columns_, &scores_, &value_,
+                         &state_, &sums_, &z_,           &tail_,   &denominator_};
+    for (int i = 0; i < 10; ++i) *parts[i] = memory_.get() + offsets[i];
   }
 
   void run(int64_t sequence, int64_t head, int64_t first, int64_t columns) {
@@ -230,7 +225,7 @@ class HeadScan {
         continue;
       }
       const T* const sums = sums_ + i * value_width_;
-      if (scan_.kind == AttentionTarget::kFeatureGradient) {
+      if (scan_.features.data != nullptr) {
         const scalar_t* const x = row(scan_.features, i) + first_;
         with_feature_map(scan_.map, [&](auto map) {
           constexpr FeatureMap kMap = decltype(map)::kValue;

@@ -84,7 +84,8 @@ class Workspace {
     const auto* data = static_cast<const scalar_t*>(a.first.data);
     if (a.step == 1) {
       for (int i = 0; i < kLanes; ++i) load_row(data + g.at(a.first, i), &rows_[i * padded_], parameters_);
-      for (int i = 0; i < padded_; i += kLanes) transpose(&rows_[i], padded_, &logits_[i * kLanes], kLanes);
+      for (int i = 0; i < padded_; i += kLanes)
+        transpose_square(&rows_[i], padded_, &logits_[i * kLanes], kLanes);
     } else if (g.same_row && a.first.inner == 1) {
       const auto* start = data + g.at(a.first, 0);
       for (int i = 0; i < parameters_; ++i) load_row(start + i * a.step, &logits_[i * kLanes], kLanes);
@@ -101,7 +102,8 @@ class Workspace {
   void store(const SplineOperand& a, const Group<T>& g) {
     auto* data = static_cast<scalar_t*>(a.first.data);
     if (a.step == 1) {
-      for (int i = 0; i < padded_; i += kLanes) transpose(&logits_[i * kLanes], kLanes, &rows_[i], padded_);
+      for (int i = 0; i < padded_; i += kLanes)
+        transpose_square(&logits_[i * kLanes], kLanes, &rows_[i], padded_);
       for (int i = 0; i < g.count; ++i) store_row(&rows_[i * padded_], data + g.at(a.first, i), parameters_);
     } else if (g.same_row && a.first.inner == 1) {
       auto* start = data + g.at(a.first, 0);

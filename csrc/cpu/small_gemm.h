@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/vec.h"
+#include "cpu/transpose.h"
 
 namespace flowops {
 
@@ -164,34 +165,6 @@ inline void dot(int64_t rows, int64_t columns, int64_t vectors, const T* const* 
   });
 }
 
-namespace detail {
-
-// Of the 2x2 blocks of `distance` lanes in rows a and b, the transposed ones: row a, or row b (kSecond).
-template <int kDistance, bool kSecond, typename T, int... kLane>
-inline Vec<T> exchange(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
-  constexpr int kLanes = sizeof...(kLane), kShift = kSecond ? kDistance : 0;
-  return Vec<T>(__builtin_shufflevector(
-      a.lanes, b.lanes, ((kLane & kDistance) ? kLanes + kLane - kDistance + kShift : kLane + kShift)...));
-}
-
-template <int kDistance, typename T>
-inline void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  if constexpr (kDistance < kLanes) {
-    using Lanes = std::make_integer_sequence<int, kLanes>;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & kDistance) continue;
-      const Vec<T> a = rows[i], b = rows[i + kDistance];
-      rows[i] = exchange<kDistance, false>(a, b, Lanes());
-      rows[i + kDistance] = exchange<kDistance, true>(a, b, Lanes());
-    }
-    transpose_square<2 * kDistance>(rows);
-  }
-}
-
-}  // namespace detail
-
 // Row l of vector v in `target` holds lane l of all rows of `source`, padded with zeros to whole vectors:
 // target[(v * lanes + l) * target_row + i] = source[v][i * source_row + l].
 template <typename T>
@@ -205,7 +178,7 @@ inline void transpose(int64_t rows, int64_t vectors, const T* const* source, int
       for (int i = 0; i < kLanes; ++i) {
         square[i] = start + i < rows ? Vec<T>::load(source[v] + (start + i) * source_row) : Vec<T>(T(0));
       }
-      detail::transpose_square<1>(square);
+      transpose_square(square);
 #pragma GCC unroll 16
       for (int l = 0; l < kLanes; ++l) square[l].store(target + (v * kLanes + l) * target_row + start);
     }

@@ -32,6 +32,7 @@ FLOWOPS_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, std::index_sequence<kLane.
 template <int kStep, typename T>
 FLOWOPS_INLINE void transpose_steps(Vec<T> (&rows)[Vec<T>::kLanes]) {
   if constexpr (kStep < Vec<T>::kLanes) {
+#pragma GCC unroll 16
     for (int i = 0; i < Vec<T>::kLanes; ++i) {
       if (i & kStep) continue;
       swap_blocks<kStep>(rows[i], rows[i + kStep], std::make_index_sequence<Vec<T>::kLanes>());
@@ -42,13 +43,19 @@ FLOWOPS_INLINE void transpose_steps(Vec<T> (&rows)[Vec<T>::kLanes]) {
 
 }  // namespace detail
 
-// kLanes rows of kLanes values; strides are between rows.
+// kLanes rows of kLanes values.
 template <typename T>
-inline void transpose(const T* source, int64_t source_stride, T* target, int64_t target_stride) {
+FLOWOPS_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  detail::transpose_steps<1>(rows);
+}
+
+// The same in memory; strides are between rows.
+template <typename T>
+inline void transpose_square(const T* source, int64_t source_stride, T* target, int64_t target_stride) {
   constexpr int kLanes = Vec<T>::kLanes;
   Vec<T> rows[kLanes];
   for (int i = 0; i < kLanes; ++i) rows[i] = Vec<T>::load(source + i * source_stride);
-  detail::transpose_steps<1>(rows);
+  transpose_square(rows);
   for (int i = 0; i < kLanes; ++i) rows[i].store(target + i * target_stride);
 }
 

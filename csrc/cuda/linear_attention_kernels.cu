@@ -206,7 +206,7 @@ class BlockScan {
       T value = sums_.at(i, j);
       if (left_out(scan_.query, i)) {
         value = 0;
-      } else if (scan_.kind == AttentionTarget::kFeatureGradient) {
+      } else if (scan_.features.data != nullptr) {
         const T x = static_cast<T>(row(scan_.features, i)[first_ + j]);
         with_feature_map(scan_.map, [&](auto map) { value *= feature_gradient<decltype(map)::kValue>(x); });
       } else if (divides) {

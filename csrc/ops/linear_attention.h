@@ -207,7 +207,6 @@ inline AttentionCall prepare_linear_attention(const at::Tensor& q, const at::Ten
   call.z = q.new_empty({scan.sequences, q.size(2), q.size(3)}, wide);
   call.denominator =
       normalize ? q.new_empty({q.size(0), q.size(1), q.size(2)}, wide) : q.new_empty({0}, wide);
-  scan.kind = AttentionTarget::kOutput;
   scan.target = attention_rows(call.out);
   scan.final = attention_state(call.kv, call.z);
   if (normalize) scan.new_denominator = attention_rows(call.denominator);
@@ -252,12 +251,10 @@ inline AttentionBackwardCall prepare_linear_attention_backward(
 
   of_q.query = grad, of_q.key = value, of_q.value = key;
   of_q.transposed = true;
-  of_q.kind = AttentionTarget::kFeatureGradient;
   of_q.target = attention_rows(call.grad_q), of_q.features = query.rows;
 
   of_k.query = value, of_k.key = grad, of_k.value = query;
   of_k.transposed = true;
-  of_k.kind = AttentionTarget::kFeatureGradient;
   of_k.target = attention_rows(call.grad_k), of_k.features = key.rows;
 
   of_v.query = key, of_v.key = query, of_v.value = grad;

@@ -33,8 +33,6 @@ struct AttentionState {
   void* z = nullptr;
 };
 
-enum class AttentionTarget { kOutput, kFeatureGradient, kPlain };
-
 // One scan(query, key, value; initial): rows i of the target are sum_{j <= i} <query_i, key_j> value_j plus
 // what the initial state gives. The state has a row for each column of key and a column for each of value.
 struct AttentionScan {
@@ -50,10 +48,9 @@ struct AttentionScan {
   AttentionFactor query, key, value;
   AttentionState initial, final;  // of `final` either may be null, and is not wanted then
   bool transposed = false;        // the state is S'^T; then there is no final one
-  AttentionTarget kind = AttentionTarget::kPlain;
   AttentionRows target;           // as many columns as value, less the tail
-  AttentionRows features;         // x of f'(x), for kFeatureGradient
-  AttentionRows new_denominator;  // for kOutput where normalised
+  AttentionRows features;         // x of the factor f'(x) of the target, null where it has none
+  AttentionRows new_denominator;  // of the forward pass where normalised, else null
 };
 
 }  // namespace flowops
