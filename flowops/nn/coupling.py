@@ -13,7 +13,108 @@ from flowops.nn.base import Bijector
 _SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
 
 
-class AffineCoupling(Bijector):
+class Coupling(Bijector):
+    """What couplings share: part of ``x`` passes through and sets the transform of the rest.
+
+    Without a mask the first (or second) channels are kept and seen by the conditioner. With a mask
+    the conditioner sees ``x * mask`` and speaks for all channels. A subclass defines ``_move``.
+
+    Args:
+        channels: size of dimension 1.
+        conditioner: any module called as ``conditioner(kept, context)``. Where it has a method
+            ``initialize``, data-dependent initialisation calls that instead.
+        keep: which channels pass through, ``"first"`` or ``"second"``; ignored with a mask.
+        kept_channels: how many; default ``channels // 2``.
+        mask: bool, broadcastable to ``(channels, *S)``, True = kept.
+        device: of the mask.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        conditioner: nn.Module,
+        *,
+        keep: str = "first",
+        kept_channels: int | None = None,
+        mask: Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        kept = channels // 2 if kept_channels is None else kept_channels
+        if keep not in ("first", "second"):
+            raise ValueError(f"{name}: keep must be 'first' or 'second', got {keep!r}")
+        if mask is None and not 0 < kept < channels:
+            raise ValueError(
+                f"{name}: kept_channels must be between 1 and channels - 1 = {channels - 1}, "
+                f"got {kept}"
+            )
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(f"{name}: mask must have dtype torch.bool, got {mask.dtype}")
+        self.channels = channels
+        self.kept_channels = kept if mask is None else 0
+        self.keep = keep
+        self.conditioner = conditioner
+        self.register_buffer("mask", None if mask is None else mask.to(device))
+
+    @property
+    def moved_channels(self) -> int:
+        """How many channels the kernel moves: all of them with a mask."""
+        return self.channels - self.kept_channels
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Bijector`."""
+        return self._couple(x, context, logdet, self.conditioner, inverse=False)
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Bijector`."""
+        return self._couple(z, context, logdet, self.conditioner, inverse=True)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """See :class:`Bijector`."""
+        condition = getattr(self.conditioner, "initialize", self.conditioner)
+        return self._couple(x, context, None, condition, inverse=False)[0]
+
+    def _couple(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        logdet: Tensor | None,
+        condition: Any,
+        *,
+        inverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if self.mask is not None:
+            return self._move(x, condition(x * self.mask, context), logdet, inverse=inverse)
+        # Both halves stay strided views; the backward of `split` is one concatenation.
+        if self.keep == "first":
+            kept, moved = x.split([self.kept_channels, self.moved_channels], 1)
+        else:
+            moved, kept = x.split([self.moved_channels, self.kept_channels], 1)
+        moved, total = self._move(moved, condition(kept, context), logdet, inverse=inverse)
+        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), total
+
+    def _move(
+        self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Transform ``moved``, where the mask is False, as ``raw`` of the conditioner says."""
+        raise NotImplementedError
+
+    def _part(self) -> str:
+        return "mask" if self.mask is not None else f"keep={self.keep!r}"
+
+
+class AffineCoupling(Coupling):
     """Affine coupling: part of ``x`` passes through and sets scale and shift of the rest.
 
     See :func:`flowops.ops.affine_coupling` for scale maps, orders and layouts of the parameters.
@@ -42,7 +143,6 @@ class AffineCoupling(Bijector):
         ValueError: if an argument is out of range.
     """
 
-    mask: Tensor | None
     amplitude: nn.Parameter | None
 
     def __init__(
@@ -61,11 +161,15 @@ class AffineCoupling(Bijector):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            channels,
+            conditioner,
+            keep=keep,
+            kept_channels=kept_channels,
+            mask=mask,
+            device=device,
+        )
         name = type(self).__name__
-        kept = channels // 2 if kept_channels is None else kept_channels
-        if keep not in ("first", "second"):
-            raise ValueError(f"{name}: keep must be 'first' or 'second', got {keep!r}")
         if scale not in _SCALES:
             raise ValueError(f"{name}: scale must be one of {', '.join(_SCALES)}, got {scale!r}")
         if order not in ("scale_then_shift", "shift_then_scale"):
@@ -77,88 +181,39 @@ class AffineCoupling(Bijector):
                 f"{name}: layout must be 'scale_shift' or 'shift_scale', with or without "
                 f"'_interleaved', got {layout!r}"
             )
-        if mask is None and not 0 < kept < channels:
-            raise ValueError(
-                f"{name}: kept_channels must be between 1 and channels - 1 = {channels - 1}, "
-                f"got {kept}"
-            )
-        if mask is not None and mask.dtype != torch.bool:
-            raise ValueError(f"{name}: mask must have dtype torch.bool, got {mask.dtype}")
-        self.channels = channels
-        self.kept_channels = kept if mask is None else 0
-        self.keep = keep
         self.scale = scale
         self.order = order
         self.layout = layout
         self.amplitude_init = amplitude
-        self.conditioner = conditioner
-        self.register_buffer("mask", None if mask is None else mask.to(device))
         shape = (self.moved_channels,) if amplitude_per_channel else ()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         learned = nn.Parameter(torch.empty(shape, **factory)) if scale == "tanh_exp" else None
         self.register_parameter("amplitude", learned)
         self.reset_parameters()
 
-    @property
-    def moved_channels(self) -> int:
-        """How many channels the kernel moves: all of them with a mask."""
-        return self.channels - self.kept_channels
-
     def reset_parameters(self) -> None:
         """Set the amplitude to its initial value; the conditioner keeps its parameters."""
         if self.amplitude is not None:
             nn.init.constant_(self.amplitude, self.amplitude_init)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
+    def _move(
+        self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Bijector`."""
-        return self._couple(x, context, logdet, inverse=False)
-
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See :class:`Bijector`."""
-        return self._couple(z, context, logdet, inverse=True)
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """See :class:`Bijector`."""
-        condition = getattr(self.conditioner, "initialize", self.conditioner)
-        return self._couple(x, context, None, inverse=False, condition=condition)[0]
-
-    def _couple(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        logdet: Tensor | None,
-        *,
-        inverse: bool,
-        condition: Any = None,
-    ) -> tuple[Tensor, Tensor]:
-        condition = self.conditioner if condition is None else condition
         op = ops.affine_coupling_inverse if inverse else ops.affine_coupling
-        options: dict[str, Any] = {
-            "scale": self.scale,
-            "order": self.order,
-            "layout": self.layout,
-            "amplitude": self.amplitude,
-            "logdet": logdet,
-        }
-        if self.mask is not None:
-            return op(x, condition(x * self.mask, context), mask=self.mask, **options)
-        # Both halves stay strided views; the backward of `split` is one concatenation.
-        if self.keep == "first":
-            kept, moved = x.split([self.kept_channels, self.moved_channels], 1)
-        else:
-            moved, kept = x.split([self.moved_channels, self.kept_channels], 1)
-        moved, total = op(moved, condition(kept, context), **options)
-        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), total
+        return op(
+            moved,
+            raw,
+            scale=self.scale,
+            order=self.order,
+            layout=self.layout,
+            amplitude=self.amplitude,
+            mask=self.mask,
+            logdet=logdet,
+        )
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
-        part = "mask" if self.mask is not None else f"keep={self.keep!r}"
-        return f"{self.channels}, {part}, scale={self.scale!r}, order={self.order!r}"
+        return f"{self.channels}, {self._part()}, scale={self.scale!r}, order={self.order!r}"
 
 
 class AdditiveCoupling(AffineCoupling):

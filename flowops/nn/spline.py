@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowops import ops
 from flowops.nn.base import Bijector
+from flowops.nn.coupling import Coupling
 from flowops.nn.masked import MADE
 
 _TAILS = ("linear", "circular", "none")
@@ -56,7 +57,7 @@ class _SplineOptions:
         return f"bins={self.bins}, bound={self.options['bounds']}, tails={self.options['tails']!r}"
 
 
-class RationalQuadraticSpline(Bijector):
+class RationalQuadraticSpline(Coupling):
     """Spline coupling: part of ``x`` passes through and sets the splines of the rest.
 
     See :func:`flowops.ops.rational_quadratic_spline`. Without a mask the first (or second)
@@ -86,8 +87,6 @@ class RationalQuadraticSpline(Bijector):
     Source: Durkan, Bekasov, Murray and Papamakarios, "Neural spline flows", 2019, arXiv:1906.04032.
     """
 
-    mask: Tensor | None
-
     def __init__(
         self,
         channels: int,
@@ -104,79 +103,30 @@ class RationalQuadraticSpline(Bijector):
         min_slope: float = 1e-3,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        kept = channels // 2 if kept_channels is None else kept_channels
-        if keep not in ("first", "second"):
-            raise ValueError(f"{name}: keep must be 'first' or 'second', got {keep!r}")
-        if mask is None and not 0 < kept < channels:
-            raise ValueError(
-                f"{name}: kept_channels must be between 1 and channels - 1 = {channels - 1}, "
-                f"got {kept}"
-            )
-        if mask is not None and mask.dtype != torch.bool:
-            raise ValueError(f"{name}: mask must have dtype torch.bool, got {mask.dtype}")
-        self.channels = channels
-        self.kept_channels = kept if mask is None else 0
-        self.keep = keep
-        self.conditioner = conditioner
+        super().__init__(
+            channels,
+            conditioner,
+            keep=keep,
+            kept_channels=kept_channels,
+            mask=mask,
+            device=device,
+        )
         self._spline = _SplineOptions(bins, bound, tails, min_width, min_height, min_slope)
-        self.register_buffer("mask", None if mask is None else mask.to(device))
 
-    @property
-    def moved_channels(self) -> int:
-        """How many channels the kernel moves: all of them with a mask."""
-        return self.channels - self.kept_channels
-
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See :class:`Bijector`."""
-        return self._couple(x, context, logdet, self.conditioner, inverse=False)
-
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See :class:`Bijector`."""
-        return self._couple(z, context, logdet, self.conditioner, inverse=True)
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """See :class:`Bijector`."""
-        condition = getattr(self.conditioner, "initialize", self.conditioner)
-        return self._couple(x, context, None, condition, inverse=False)[0]
-
-    def _couple(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        logdet: Tensor | None,
-        condition: Any,
-        *,
-        inverse: bool,
+    def _move(
+        self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
         op = ops.rational_quadratic_spline_inverse if inverse else ops.rational_quadratic_spline
-        if self.mask is not None:
-            params = self._params(condition(x * self.mask, context))
-            z, each = op(x, params, elementwise=True, **self._spline.options)
-            total = each.masked_fill(self.mask, 0).flatten(1).sum(1)
-            return torch.where(self.mask, x, z), total if logdet is None else logdet + total
-        # Both halves stay strided views; the backward of `split` is one concatenation.
-        if self.keep == "first":
-            kept, moved = x.split([self.kept_channels, self.moved_channels], 1)
-        else:
-            moved, kept = x.split([self.moved_channels, self.kept_channels], 1)
-        params = self._params(condition(kept, context))
-        moved, total = op(moved, params, logdet=logdet, **self._spline.options)
-        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), total
-
-    def _params(self, raw: Tensor) -> Tensor:
-        return raw.unflatten(1, (self.moved_channels, self._spline.count)).movedim(2, -1)
+        params = raw.unflatten(1, (self.moved_channels, self._spline.count)).movedim(2, -1)
+        if self.mask is None:
+            return op(moved, params, logdet=logdet, **self._spline.options)
+        z, each = op(moved, params, elementwise=True, **self._spline.options)
+        total = each.masked_fill(self.mask, 0).flatten(1).sum(1)
+        return torch.where(self.mask, moved, z), total if logdet is None else logdet + total
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
-        part = "mask" if self.mask is not None else f"keep={self.keep!r}"
-        return f"{self.channels}, {part}, {self._spline}"
+        return f"{self.channels}, {self._part()}, {self._spline}"
 
 
 class AutoregressiveSpline(Bijector):
