@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
 logs="$(realpath -m "${1:-build/gpu-check}")"
 mkdir -p "$logs"
+rm -f "$logs"/*.exit
 export PYTHONUNBUFFERED=1 FLOWOPS_CUDA=1 NVCC_APPEND_FLAGS="-Xptxas -v"
 
 stage() {
@@ -38,16 +39,17 @@ for file in python_tests/ops/test_*.py; do
       timeout 90 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
         "$python" -m pytest -q -x -p no:cacheprovider --device cuda -k "match and float32" "$file" \
         > "$logs/$name.log" 2>&1
-      printf '%s: exit %d (5: no such test, 9: found something, 124: out of time)\n' "$name" $? > "$logs/$name.exit"
+      echo $? > "$logs/$name.exit"
     ) &
   done
 done
 wait
-cat "$logs"/*.exit
+printf 'exit codes (5: no such test, 9: found something, 124: out of time)\n'
+grep . "$logs"/*.exit
 
 stage "timings"
 timeout 240 "$python" -m benchmarks.run --device cuda --budget 0.5 --out "$logs/timings.json" | tee "$logs/timings.txt"
 
 stage "record"
 "$python" -m benchmarks.record write --out "benchmarks/results/gpu-$device.json" --ptxas "$logs/ptxas.txt" \
-  --timings "$logs/timings.json" "$logs/ops.xml"
+  --timings "$logs/timings.json" --sanitizer "$logs" "$logs/ops.xml"

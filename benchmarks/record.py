@@ -1,6 +1,6 @@
 """What has run on a GPU: a record of tests and timings, tied to the sources by their SHA-256.
 
-``python -m benchmarks.record write --out FILE --ptxas LOG --timings FILE [JUNIT ...]``
+``python -m benchmarks.record write --out FILE --ptxas LOG --timings FILE --sanitizer DIR JUNIT``
 ``python -m benchmarks.record show``
 """
 
@@ -17,6 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = "benchmarks/results/gpu-*.json"
+SOURCES = ("csrc/cuda/*", "csrc/math/*", "csrc/ops/*.h", "csrc/common/*")
+CPU_ONLY = ("csrc/common/vec*", "csrc/common/python_module.cpp")
+# Exit codes of a run under compute-sanitizer that say nothing against an op.
+CLEAN, NO_SUCH_TEST, OUT_OF_TIME = 0, 5, 124
 
 
 def ops(root: Path = ROOT) -> list[str]:
@@ -26,8 +30,8 @@ def ops(root: Path = ROOT) -> list[str]:
 
 def hashes(root: Path = ROOT) -> dict[str, str]:
     """Path to SHA-256 of every source that a CUDA kernel is made from."""
-    patterns = ("csrc/cuda/*", "csrc/math/*", "csrc/common/*")
-    paths = sorted(path for pattern in patterns for path in root.glob(pattern))
+    cpu_only = {path for pattern in CPU_ONLY for path in root.glob(pattern)}
+    paths = sorted({path for pattern in SOURCES for path in root.glob(pattern)} - cpu_only)
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
@@ -57,24 +61,43 @@ def unverified(root: Path = ROOT) -> list[str]:
     return [op for op in stems if not any(holds(record, op) for record in records)]
 
 
-def passed(junit: Iterable[Path], stems: Sequence[str]) -> dict[str, bool]:
-    """Whether each op's tests, those of the files named after it, ran and none failed."""
+def op_of_test(name: str, stems: Sequence[str]) -> str | None:
+    """The op that a test file is named after."""
+    name = name.removeprefix("test_")
+    return max((s for s in stems if name.startswith(s)), key=len, default=None)
+
+
+def sanitizer_exits(folder: Path) -> dict[str, int]:
+    """Test file and tool to the exit code of its run: 9 where compute-sanitizer found something."""
+    return {path.stem: int(path.read_text()) for path in sorted(folder.glob("*.exit"))}
+
+
+def passed(junit: Iterable[Path], exits: dict[str, int], stems: Sequence[str]) -> dict[str, bool]:
+    """Whether each op's tests ran, none failed, and compute-sanitizer found nothing."""
     outcome: dict[str, list[bool]] = {op: [] for op in stems}
     for path in junit:
         for case in ElementTree.parse(path).iter("testcase"):
-            name = case.get("classname", "").split(".")[-1].removeprefix("test_")
-            op = max((s for s in stems if name.startswith(s)), key=len, default=None)
+            op = op_of_test(case.get("classname", "").split(".")[-1], stems)
             if op is not None and case.find("skipped") is None:
                 outcome[op].append(case.find("failure") is None and case.find("error") is None)
-    return {op: bool(results) and all(results) for op, results in outcome.items()}
+    found = {
+        op_of_test(name, stems)
+        for name, code in exits.items()
+        if code not in (CLEAN, NO_SUCH_TEST, OUT_OF_TIME)
+    }
+    return {
+        op: bool(results) and all(results) and op not in found for op, results in outcome.items()
+    }
 
 
-def write(out: Path, ptxas: Path, timings: Path, junit: Sequence[Path]) -> None:
+def write(out: Path, ptxas: Path, timings: Path, sanitizer: Path, junit: Sequence[Path]) -> None:
     """Write the record of one run of ``gpu_check.sh``."""
     report = json.loads(timings.read_text())
+    exits = sanitizer_exits(sanitizer)
     record = {
         "environment": report["environment"],
-        "passed": passed(junit, ops()),
+        "passed": passed(junit, exits, ops()),
+        "sanitizer": exits,
         "sources": hashes(),
         "kernels": ptxas.read_text().splitlines(),
         "results": report["results"],
@@ -90,10 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writer.add_argument("--out", type=Path, required=True)
     writer.add_argument("--ptxas", type=Path, required=True, help="table of .ci/cuda_report.py")
     writer.add_argument("--timings", type=Path, required=True, help="JSON of benchmarks.run")
+    writer.add_argument("--sanitizer", type=Path, required=True, help="folder of *.exit files")
     writer.add_argument("junit", type=Path, nargs="+", help="results of pytest --junitxml")
     options = parser.parse_args(arguments)
     if options.verb == "write":
-        write(options.out, options.ptxas, options.timings, options.junit)
+        write(options.out, options.ptxas, options.timings, options.sanitizer, options.junit)
     names = ", ".join(unverified()) or "none"
     sys.stdout.write(f"not verified on a GPU: {names}\n")
     return 0

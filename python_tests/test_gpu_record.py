@@ -28,7 +28,8 @@ JUNIT = """<testsuites><testsuite>
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     files = [f"cuda/{op}_{part}" for op in ("actnorm", "coupling") for part in ("cuda.cpp", "x.cu")]
-    for name in [*files, "math/actnorm.h", "math/scalar.h", "common/cuda.cuh"]:
+    headers = ["math/actnorm.h", "math/scalar.h", "common/cuda.cuh", "ops/coupling_params.h"]
+    for name in [*files, *headers, "common/vec.h", "common/python_module.cpp", "ops/coupling.cpp"]:
         path = tmp_path / "csrc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -60,6 +61,10 @@ def test_a_failed_or_missing_op_is_not_verified(tree):
         ("math/scalar.h", ["actnorm", "coupling"]),
         ("common/cuda.cuh", ["actnorm", "coupling"]),
         ("cuda/actnorm_new.cuh", ["actnorm"]),
+        ("ops/coupling_params.h", ["coupling"]),
+        ("ops/coupling.cpp", []),
+        ("common/vec.h", []),
+        ("common/python_module.cpp", []),
     ],
 )
 def test_a_change_takes_the_verification_from_those_it_concerns(tree, changed, lost):
@@ -72,8 +77,21 @@ def test_a_change_takes_the_verification_from_those_it_concerns(tree, changed, l
 def test_an_op_passes_by_tests_that_ran_and_did_not_fail(tmp_path):
     (tmp_path / "junit.xml").write_text(JUNIT)
     stems = ["actnorm", "actnorm_wide", "coupling", "idle", "absent"]
-    assert record.passed([tmp_path / "junit.xml"], stems) == {
+    assert record.passed([tmp_path / "junit.xml"], {}, stems) == {
         "actnorm": True, "actnorm_wide": True, "coupling": False, "idle": False, "absent": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "clean"), [(0, True), (5, True), (124, True), (9, False), (1, False)]
+)
+def test_an_op_in_which_the_sanitizer_found_something_has_not_passed(tmp_path, code, clean):
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    (tmp_path / "test_actnorm-racecheck.exit").write_text(f"{code}\n")
+    exits = record.sanitizer_exits(tmp_path)
+    stems = ["actnorm", "actnorm_wide"]
+    assert record.passed([tmp_path / "junit.xml"], exits, stems) == {
+        "actnorm": clean, "actnorm_wide": True,
     }  # fmt: skip
 
 
@@ -83,6 +101,7 @@ def test_write_ties_the_results_to_the_sources(tmp_path):
     (tmp_path / "junit.xml").write_text(JUNIT)
     out = tmp_path / "gpu.json"
     options = ["--out", out, "--ptxas", tmp_path / "ptxas.txt", "--timings", tmp_path / "t.json"]
+    options += ["--sanitizer", tmp_path]
     assert record.main(["write", *map(str, options), str(tmp_path / "junit.xml")]) == 0
     written = json.loads(out.read_text())
     assert written["sources"] == record.hashes()

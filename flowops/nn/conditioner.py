@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import glu, relu
 
 from flowops.nn.convolution import ActNormConv2d, ZeroConv2d
-from flowops.nn.split import check_context
+from flowops.nn.split import append_context
 
 
 class MLP(nn.Module):
@@ -72,8 +72,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, in_features)`` to ``(B, out_features)``."""
         if self.context_features:
-            context = check_context(self, context, self.context_features)
-            x = torch.cat([x, context.to(x.dtype)], 1)
+            x = append_context(self, x, context, self.context_features)
         for layer in self.layers[:-1]:
             x = relu(layer(x))
         return self.layers[-1](x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from flowops.nn.split import check_context
+from flowops.nn.split import append_context
 
 
 class ResidualMLP(nn.Module):
@@ -70,8 +70,7 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, in_features)`` to ``(B, out_features)``."""
         if self.context_features:
-            context = check_context(self, context, self.context_features)
-            x = torch.cat([x, context.to(x.dtype)], 1)
+            x = append_context(self, x, context, self.context_features)
         h = self.first(x)
         for inner, outer in zip(self.inner, self.outer, strict=True):
             h = h + outer(relu(inner(relu(h))))

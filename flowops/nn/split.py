@@ -171,3 +171,8 @@ def check_context(module: nn.Module, context: Tensor | None, features: int) -> T
             f"{type(module).__name__}: context must have shape (batch, {features}), got {got}"
         )
     return context
+
+
+def append_context(module: nn.Module, x: Tensor, context: Tensor | None, features: int) -> Tensor:
+    """Return ``x``, shape ``(batch, n)``, with ``context`` beside it; raises as `check_context`."""
+    return torch.cat([x, check_context(module, context, features).to(x.dtype)], 1)

@@ -12,17 +12,13 @@ from torch import Tensor
 Arguments = list[Any]
 
 
-def number(rng: random.Random, least: int, most: int) -> int:
-    return rng.randint(least, most)
-
-
 def shape_of(rng: random.Random, channels: int | None = None, most: int = 5) -> tuple[int, ...]:
     """(batch, channels, *pixels); the batch or a side is empty now and then."""
-    sides = [number(rng, 1, most) for _ in range(number(rng, 0, 3))]
-    batch = number(rng, 0, 4)
-    if sides and number(rng, 0, 9) == 0:
+    sides = [rng.randint(1, most) for _ in range(rng.randint(0, 3))]
+    batch = rng.randint(0, 4)
+    if sides and rng.randint(0, 9) == 0:
         sides[0] = 0
-    return (batch, channels or number(rng, 1, 9), *sides)
+    return (batch, channels or rng.randint(1, 9), *sides)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -51,8 +47,8 @@ def actnorm_statistics(rng: random.Random) -> Arguments:
 
 def affine_coupling(rng: random.Random) -> Arguments:
     shape = shape_of(rng)
-    moved = number(rng, 1, shape[1])
-    start, scale = number(rng, 0, shape[1] - moved), number(rng, 0, 3)
+    moved = rng.randint(1, shape[1])
+    start, scale = rng.randint(0, shape[1] - moved), rng.randint(0, 3)
     params = normal(shape[0], moved if scale == 0 else 2 * moved, *shape[2:])
     amplitude = mask = None
     if scale == 2:
@@ -60,7 +56,7 @@ def affine_coupling(rng: random.Random) -> Arguments:
     if chance(rng):
         mask = torch.rand(moved, *shape[2:]) < 0.5
     logdet = normal(shape[0]) if chance(rng) else None
-    options = [start, scale, number(rng, 0, 1), number(rng, 0, 3), chance(rng)]
+    options = [start, scale, rng.randint(0, 1), rng.randint(0, 3), chance(rng)]
     return [normal(*shape), params, amplitude, mask, logdet, *options]
 
 
@@ -82,7 +78,7 @@ def gaussian_noise(rng: random.Random) -> Arguments:
 def gaussian_rsample(rng: random.Random) -> Arguments:
     shape, with_kl, residual = shape_of(rng), chance(rng), chance(rng)
     prior = residual or chance(rng)
-    form = number(rng, 0, 3)
+    form = rng.randint(0, 3)
 
     def scale() -> Tensor:
         return normal(*shape).abs() + 0.3 if form == 2 else normal(*shape)
@@ -97,7 +93,7 @@ def gaussian_rsample_backward(rng: random.Random) -> Arguments:
 
 
 def random_key(rng: random.Random) -> Arguments:
-    return [normal(number(rng, 0, 3))]
+    return [normal(rng.randint(0, 3))]
 
 
 def invertible_conv1x1(rng: random.Random) -> Arguments:
@@ -109,14 +105,14 @@ def invertible_conv1x1(rng: random.Random) -> Arguments:
 def invertible_conv1x1_backward(rng: random.Random) -> Arguments:
     x, weight, _ = invertible_conv1x1(rng)
     wants = [chance(rng), chance(rng), chance(rng)]
-    wants[number(rng, 0, 2)] = True
+    wants[rng.randint(0, 2)] = True
     return [torch.randn_like(x), x, weight, *wants]
 
 
 def matrices(
     rng: random.Random,
 ) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], bool]:
-    sizes = [number(rng, 1, 9) for _ in range(number(rng, 1, 4))]
+    sizes = [rng.randint(1, 9) for _ in range(rng.randint(1, 4))]
     weight = [torch.linalg.qr(normal(n, n)).Q + normal(n, n) / (9 * n) for n in sizes]
     folded = chance(rng)
     bias, log_scale = ([normal(n) / 3 for n in sizes if folded] for _ in range(2))
@@ -154,18 +150,18 @@ def invertible_conv1x1_lu_backward(rng: random.Random) -> Arguments:
 
 def linear_attention(rng: random.Random) -> Arguments:
     causal, packed, given = chance(rng), chance(rng), chance(rng)
-    batch, heads = 1 if packed else number(rng, 0, 3), number(rng, 1, 3)
-    queries, keys = number(rng, 0, 40), number(rng, 0, 40)
+    batch, heads = 1 if packed else rng.randint(0, 3), rng.randint(1, 3)
+    queries, keys = rng.randint(0, 40), rng.randint(0, 40)
     if causal or packed:
         keys = queries
-    dim, value_dim = number(rng, 1, 9), number(rng, 1, 9)
+    dim, value_dim = rng.randint(1, 9), rng.randint(1, 9)
     mask = torch.rand(batch, keys) < 0.3 if chance(rng) else None
-    cuts = sorted(number(rng, 0, keys) for _ in range(number(rng, 0, 2)))
+    cuts = sorted(rng.randint(0, keys) for _ in range(rng.randint(0, 2)))
     offsets = torch.tensor([0, *cuts, keys]) if packed else None
     sequences = len(cuts) + 1 if packed else batch
     state = [normal(sequences, heads, dim, value_dim), normal(sequences, heads, dim).abs()]
     rows = [(queries, dim), (keys, dim), (keys, value_dim)]
-    feature_map = number(rng, 0, 3)
+    feature_map = rng.randint(0, 3)
     # Of the other maps the sum of weights comes near 0.
     normalize = feature_map in (0, 2) and chance(rng)
     return [*(normal(batch, time, heads, width) for time, width in rows),
@@ -182,14 +178,14 @@ def linear_attention_backward(rng: random.Random) -> Arguments:
 
 
 def rational_quadratic_spline(rng: random.Random) -> Arguments:
-    shape, tails, elementwise = shape_of(rng), number(rng, 0, 2), chance(rng)
-    params = normal(*shape, 3 * number(rng, 1, 33) + tails - 1)
+    shape, tails, elementwise = shape_of(rng), rng.randint(0, 2), chance(rng)
+    params = normal(*shape, 3 * rng.randint(1, 33) + tails - 1)
     bounds = None
     if chance(rng):
         low = normal(2, shape[1])
         bounds = torch.stack([low[0], low[0] + 2, low[1], low[1] + 3])
     logdet = normal(*(shape if elementwise else shape[:1])) if chance(rng) else None
-    form = [-3.0, 2.0, -2.0, 3.0, 1e-3, 1e-3, 1e-3, 1.0, number(rng, 0, 1) / 1000]
+    form = [-3.0, 2.0, -2.0, 3.0, 1e-3, 1e-3, 1e-3, 1.0, rng.randint(0, 1) / 1000]
     return [2 * normal(*shape), params, bounds, logdet, form, tails, chance(rng), elementwise,
             chance(rng)]  # fmt: skip
 
@@ -203,12 +199,12 @@ def rational_quadratic_spline_backward(rng: random.Random) -> Arguments:
 
 
 def spectral_norm(rng: random.Random) -> Arguments:
-    layers = number(rng, 1, 4)
-    weight = [normal(number(rng, 1, 9), *shape_of(rng, most=3)[1:]) for _ in range(layers)]
+    layers = rng.randint(1, 4)
+    weight = [normal(rng.randint(1, 9), *shape_of(rng, most=3)[1:]) for _ in range(layers)]
     weight = [w if w.numel() else normal(2, 3) for w in weight]
     u = [torch.nn.functional.normalize(normal(w.size(0)), dim=0) for w in weight]
     v = [torch.nn.functional.normalize(normal(w[0].numel()), dim=0) for w in weight]
-    return [weight, u, v, number(rng, 0, 2), 1e-12, 0.9 if chance(rng) else None]
+    return [weight, u, v, rng.randint(0, 2), 1e-12, 0.9 if chance(rng) else None]
 
 
 def spectral_norm_backward(rng: random.Random) -> Arguments:
