@@ -11,6 +11,7 @@
 
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
@@ -80,6 +81,7 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets with CPU kernels, the CUDA version (None without CUDA kernels) and architectures.");
   define_op(m, "actnorm", &flowops::actnorm);
   define_op(m, "affine_coupling", &flowops::affine_coupling);
+  define_op(m, "gaussian_log_prob", &flowops::gaussian_log_prob);
   define_op(m, "gaussian_rsample", &flowops::gaussian_rsample);
   define_op(m, "invertible_conv1x1", &flowops::invertible_conv1x1);
   define_op(m, "invertible_conv1x1_full", &flowops::invertible_conv1x1_full);

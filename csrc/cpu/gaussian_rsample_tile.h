@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/vec_special.h"
+#include "cpu/lanes.h"
 #include "math/gaussian_rsample.h"
 #include "ops/gaussian_rsample_params.h"
 
@@ -30,19 +31,6 @@ template <typename T>
 using SampleFunction = void (*)(const SampleTile<T>&);
 template <typename T>
 using SampleGradientFunction = void (*)(const SampleGradientTile<T>&);
-
-// Calls step(offset, load, store) for each vector of `size` elements; the last may be short.
-template <typename T, typename Step>
-FLOWOPS_INLINE void for_each_lanes(int64_t size, const Step& step) {
-  using V = Vec<T>;
-  int64_t i = 0;
-  for (; i + V::kLanes <= size; i += V::kLanes) {
-    step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
-  }
-  if (const int64_t rest = size - i; rest > 0) {
-    step(i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
-  }
-}
 
 template <typename T, typename Scale>
 void sample_tile(const SampleTile<T>& t) {

@@ -3,6 +3,7 @@
 
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
@@ -17,6 +18,8 @@ decltype(actnorm_backward) actnorm_backward_cpu;
 decltype(actnorm_statistics) actnorm_statistics_cpu;
 decltype(affine_coupling) affine_coupling_cpu;
 decltype(affine_coupling_backward) affine_coupling_backward_cpu;
+decltype(gaussian_log_prob) gaussian_log_prob_cpu;
+decltype(gaussian_log_prob_backward) gaussian_log_prob_backward_cpu;
 decltype(gaussian_rsample) gaussian_rsample_cpu;
 decltype(gaussian_rsample_backward) gaussian_rsample_backward_cpu;
 decltype(gaussian_noise) gaussian_noise_cpu;
@@ -39,6 +42,8 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("actnorm_statistics", &actnorm_statistics_cpu);
   m.impl("affine_coupling", &affine_coupling_cpu);
   m.impl("affine_coupling_backward", &affine_coupling_backward_cpu);
+  m.impl("gaussian_log_prob", &gaussian_log_prob_cpu);
+  m.impl("gaussian_log_prob_backward", &gaussian_log_prob_backward_cpu);
   m.impl("gaussian_rsample", &gaussian_rsample_cpu);
   m.impl("gaussian_rsample_backward", &gaussian_rsample_backward_cpu);
   m.impl("gaussian_noise", &gaussian_noise_cpu);

@@ -5,6 +5,7 @@
 #include "common/cuda_host.h"
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
@@ -19,6 +20,8 @@ decltype(actnorm_backward) actnorm_backward_cuda;
 decltype(actnorm_statistics) actnorm_statistics_cuda;
 decltype(affine_coupling) affine_coupling_cuda;
 decltype(affine_coupling_backward) affine_coupling_backward_cuda;
+decltype(gaussian_log_prob) gaussian_log_prob_cuda;
+decltype(gaussian_log_prob_backward) gaussian_log_prob_backward_cuda;
 decltype(gaussian_rsample) gaussian_rsample_cuda;
 decltype(gaussian_rsample_backward) gaussian_rsample_backward_cuda;
 decltype(gaussian_noise) gaussian_noise_cuda;
@@ -41,6 +44,8 @@ TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
   m.impl("actnorm_statistics", &actnorm_statistics_cuda);
   m.impl("affine_coupling", &affine_coupling_cuda);
   m.impl("affine_coupling_backward", &affine_coupling_backward_cuda);
+  m.impl("gaussian_log_prob", &gaussian_log_prob_cuda);
+  m.impl("gaussian_log_prob_backward", &gaussian_log_prob_backward_cuda);
   m.impl("gaussian_rsample", &gaussian_rsample_cuda);
   m.impl("gaussian_rsample_backward", &gaussian_rsample_backward_cuda);
   m.impl("gaussian_noise", &gaussian_noise_cuda);

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowops.data import ImageData
 from flowops.nn.preprocess import dequantize
+from flowops.ops import gaussian_log_prob
 
 #: Candidates for the logit's margin; the training likelihood chooses, so the baseline is a strong
 #: one.
@@ -95,4 +96,4 @@ class _Gaussian:
     def __call__(self, x: Tensor) -> Tensor:
         white = torch.linalg.solve_triangular(self.cholesky, (x - self.mean).T, upper=False)
         log_scale = self.cholesky.diagonal().log().sum()
-        return -0.5 * (white.square().sum(0) + x.shape[1] * math.log(2 * math.pi)) - log_scale
+        return gaussian_log_prob(white.T) - log_scale

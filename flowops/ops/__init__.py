@@ -2,6 +2,7 @@
 
 from flowops.ops.actnorm import actnorm, actnorm_inverse, actnorm_statistics
 from flowops.ops.affine_coupling import affine_coupling, affine_coupling_inverse
+from flowops.ops.gaussian_log_prob import gaussian_log_prob
 from flowops.ops.gaussian_rsample import (
     gaussian_rsample,
     gaussian_rsample_kl,
@@ -26,6 +27,7 @@ __all__ = [
     "actnorm_statistics",
     "affine_coupling",
     "affine_coupling_inverse",
+    "gaussian_log_prob",
     "gaussian_rsample",
     "gaussian_rsample_kl",
     "invertible_conv1x1",

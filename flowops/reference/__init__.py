@@ -6,6 +6,7 @@ run wherever PyTorch runs. This package imports torch alone.
 
 from .actnorm import actnorm, actnorm_inverse, actnorm_statistics
 from .affine_coupling import affine_coupling, affine_coupling_inverse
+from .gaussian_log_prob import gaussian_log_prob
 from .gaussian_rsample import gaussian_rsample, gaussian_rsample_kl, randn
 from .invertible_conv1x1 import (
     invertible_conv1x1,
@@ -25,6 +26,7 @@ __all__ = [
     "actnorm_statistics",
     "affine_coupling",
     "affine_coupling_inverse",
+    "gaussian_log_prob",
     "gaussian_rsample",
     "gaussian_rsample_kl",
     "invertible_conv1x1",

@@ -71,6 +71,19 @@ def key(rng: random.Random) -> Tensor:
     return torch.tensor([rng.getrandbits(62), rng.getrandbits(40)], dtype=torch.int64)
 
 
+def gaussian_log_prob(rng: random.Random) -> Arguments:
+    shape = shape_of(rng)
+    given = [normal(*shape) if chance(rng) else None for _ in range(2)]
+    return [normal(*shape), *given]
+
+
+def gaussian_log_prob_backward(rng: random.Random) -> Arguments:
+    arguments = gaussian_log_prob(rng)
+    wants = [chance(rng), chance(rng), chance(rng)]
+    wants[0] |= not any(wants)
+    return [normal(arguments[0].size(0)), *arguments, *wants]
+
+
 def gaussian_noise(rng: random.Random) -> Arguments:
     return [key(rng), list(shape_of(rng)), torch.float32]
 
@@ -220,7 +233,7 @@ SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
     function.__name__: function
     for function in (
         actnorm, actnorm_backward, actnorm_statistics, affine_coupling, affine_coupling_backward,
-        gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
+        gaussian_log_prob, gaussian_log_prob_backward, gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
         invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
         invertible_conv1x1_lu, invertible_conv1x1_lu_backward, linear_attention,
         linear_attention_backward, random_key,

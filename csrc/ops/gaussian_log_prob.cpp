@@ -1,0 +1,32 @@
+#include "ops/gaussian_log_prob.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+namespace flowops {
+
+at::Tensor gaussian_log_prob(const at::Tensor& x, const std::optional<at::Tensor>& mean,
+                             const std::optional<at::Tensor>& log_scale) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("flowops::gaussian_log_prob", "")
+                             .typed<decltype(gaussian_log_prob)>();
+  return op.call(x, mean, log_scale);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_log_prob_backward(
+    const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& mean,
+    const std::optional<at::Tensor>& log_scale, bool wants_x, bool wants_mean, bool wants_log_scale) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("flowops::gaussian_log_prob_backward", "")
+                             .typed<decltype(gaussian_log_prob_backward)>();
+  return op.call(grad, x, mean, log_scale, wants_x, wants_mean, wants_log_scale);
+}
+
+TORCH_LIBRARY_FRAGMENT(flowops, m) {
+  m.def("gaussian_log_prob(Tensor x, Tensor? mean, Tensor? log_scale) -> Tensor");
+  m.def(
+      "gaussian_log_prob_backward(Tensor grad, Tensor x, Tensor? mean, Tensor? log_scale, bool wants_x, "
+      "bool wants_mean, bool wants_log_scale) -> (Tensor, Tensor, Tensor)");
+}
+
+}  // namespace flowops
