@@ -61,7 +61,7 @@ def gaussian_log_prob(
         >>> gaussian_log_prob(torch.zeros(2, 3))
         tensor([-2.7568, -2.7568])
     """
-    mean, log_scale = (_expand(name, t, x) for name, t in (("mean", mean), ("log_scale", log_scale)))
+    mean, log_scale = _expand("mean", mean, x), _expand("log_scale", log_scale, x)
     if transforms_active():
         return reference.gaussian_log_prob(x, mean, log_scale)
     return _kernel(x, mean, log_scale)

@@ -79,8 +79,7 @@ def gaussian_log_prob(rng: random.Random) -> Arguments:
 
 def gaussian_log_prob_backward(rng: random.Random) -> Arguments:
     arguments = gaussian_log_prob(rng)
-    wants = [chance(rng), chance(rng), chance(rng)]
-    wants[0] |= not any(wants)
+    wants = [chance(rng) or chance(rng), chance(rng), chance(rng)]
     return [normal(arguments[0].size(0)), *arguments, *wants]
 
 
@@ -233,7 +232,8 @@ SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
     function.__name__: function
     for function in (
         actnorm, actnorm_backward, actnorm_statistics, affine_coupling, affine_coupling_backward,
-        gaussian_log_prob, gaussian_log_prob_backward, gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
+        gaussian_log_prob, gaussian_log_prob_backward, gaussian_noise, gaussian_rsample,
+        gaussian_rsample_backward, invertible_conv1x1,
         invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
         invertible_conv1x1_lu, invertible_conv1x1_lu_backward, linear_attention,
         linear_attention_backward, random_key,

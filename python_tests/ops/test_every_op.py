@@ -107,5 +107,5 @@ def test_nan_gives_nan(op: str, device: torch.device) -> None:
         for t in given:
             t.fill_(float("nan"))
         outputs = run(op, arguments)
-        if given[0].numel():
+        if given[0].numel() and any(t.numel() for t in outputs):
             assert any(t.isnan().any() for t in outputs), f"seed {seed}"

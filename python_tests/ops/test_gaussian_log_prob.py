@@ -167,7 +167,8 @@ def test_tiny_and_huge_deviations(dtype: torch.dtype, device: torch.device) -> N
         # The wide result of the first is out of the range of float32 away from the mean.
         some = slice(0 if distance == 0 else 1, None)
         x = (mean + distance)[:, some]
-        leaves = [t.requires_grad_() for t in (x, mean[:, some].clone(), log_scale[:, some].clone())]
+        given = x, mean[:, some].clone(), log_scale[:, some].clone()
+        leaves = [t.requires_grad_() for t in given]
         wide = [t.detach().double().requires_grad_() for t in leaves]
         got, want = ops.gaussian_log_prob(*leaves), expected_of(*wide)
         assert_close(got, want, dtype=torch.promote_types(dtype, torch.float32), factor=20)
@@ -312,7 +313,7 @@ def test_bad_input_is_one_clear_error(case: str, inference: bool, device: torch.
 
 def test_the_op_itself_checks_shapes(device: torch.device) -> None:
     x = X.to(device)
-    with pytest.raises(ValueError, match=r"mean must have shape \[2, 4, 3\] \(like x\), got \[1, 4"):
+    with pytest.raises(ValueError, match=r"mean must have shape \[2, 4, 3\] \(like x\), got"):
         torch.ops.flowops.gaussian_log_prob(x, x[:1], None)
     backward = torch.ops.flowops.gaussian_log_prob_backward
     with pytest.raises(ValueError, match=r"grad must have shape \[2\] \(one value a sample\)"):
