@@ -186,8 +186,8 @@ FLOWOPS_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
 #endif
 }
 
-// a / b for b in [1, 2]: a reciprocal from an estimate of 14 bits and a Newton step beats the divider, and
-// serves several quotients.
+// a / b for b from 2^-126 to 2^126: a reciprocal from an estimate of 14 bits and a Newton step beats the
+// divider, and serves several quotients.
 template <typename T>
 FLOWOPS_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) {
 #ifdef __AVX512F__
@@ -283,7 +283,7 @@ FLOWOPS_INLINE Vec<T> log(Vec<T> x) {
   bits -= exponent << Traits::kMantissaBits;
   Vec<T> m;
   std::memcpy(&m.lanes, &bits, sizeof(bits));
-  const Vec<T> f = (m - Vec<T>(1)) / (m + Vec<T>(1));
+  const Vec<T> f = quotient(m - Vec<T>(1), m + Vec<T>(1));
   const Vec<T> f2 = f * f;
   Vec<T> p(T(2) / T(2 * Traits::kLogTerms - 1));
   for (int k = Traits::kLogTerms - 1; k >= 1; --k) p = p * f2 + Vec<T>(T(2) / T(2 * k - 1));

@@ -41,11 +41,14 @@ FLOWOPS_INLINE Vec<T> log_any(Vec<T> x) {
   return select((x > zero) & (infinity > x), finite, edge);
 }
 
-// log(1 + x) for x >= 0: what 1 + x rounds off is given back by the quotient (Kahan).
+// log(1 + x) for x in [0, 1], by 2 atanh(x / (2 + x)).
 template <typename T>
 FLOWOPS_INLINE Vec<T> log1p(Vec<T> x) {
-  const Vec<T> one(1), y = one + x;
-  return select(y != one, log(y) * x / (y - one), x);
+  constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+  const Vec<T> f = quotient(x, Vec<T>(2) + x), f2 = f * f;
+  Vec<T> p(T(2) / T(2 * kTerms - 1));
+  for (int k = kTerms - 1; k >= 1; --k) p = p * f2 + Vec<T>(T(2) / T(2 * k - 1));
+  return f * p;
 }
 
 }  // namespace flowops

@@ -8,6 +8,10 @@
 
 namespace flowops {
 
+// Columns that are read from many rows at once: 16 bytes of each.
+template <typename T>
+inline constexpr int kColumnBlock = 16 / static_cast<int>(sizeof(T));
+
 namespace detail {
 
 // Swaps, between rows `kStep` apart, the off-diagonal blocks of `kStep` lanes.
@@ -29,16 +33,61 @@ FLOWOPS_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, std::index_sequence<kLane.
   a.lanes = first, b.lanes = second;
 }
 
-template <int kStep, typename T>
-FLOWOPS_INLINE void transpose_steps(Vec<T> (&rows)[Vec<T>::kLanes]) {
-  if constexpr (kStep < Vec<T>::kLanes) {
+// Transposes each square of kRows lanes that the rows hold.
+template <int kStep, typename T, int kRows>
+FLOWOPS_INLINE void transpose_steps(Vec<T> (&rows)[kRows]) {
+  if constexpr (kStep < kRows) {
 #pragma GCC unroll 16
-    for (int i = 0; i < Vec<T>::kLanes; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (i & kStep) continue;
       swap_blocks<kStep>(rows[i], rows[i + kStep], std::make_index_sequence<Vec<T>::kLanes>());
     }
     transpose_steps<2 * kStep>(rows);
   }
+}
+
+// A vector of 16 bytes from each of as many rows as it holds, and back.
+template <typename T>
+FLOWOPS_INLINE Vec<T> load_blocks(const T* row, int64_t stride) {
+  const auto source = [&](int block) { return reinterpret_cast<const float*>(row + block * stride); };
+  Vec<T> result;
+#if defined(__AVX512F__)
+  __m512 lanes = _mm512_castps128_ps512(_mm_loadu_ps(source(0)));
+  lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(source(1)), 1);
+  lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(source(2)), 2);
+  lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(source(3)), 3);
+#elif defined(__AVX2__)
+  const __m256 lanes =
+      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(source(0))), _mm_loadu_ps(source(1)), 1);
+#else
+  const float* lanes = source(0);
+  std::memcpy(&result.lanes, lanes, sizeof(result.lanes));
+  return result;
+#endif
+#if defined(__AVX2__)
+  std::memcpy(&result.lanes, &lanes, sizeof(lanes));
+  return result;
+#endif
+}
+
+template <typename T>
+FLOWOPS_INLINE void store_blocks(Vec<T> value, T* row, int64_t stride) {
+  const auto target = [&](int block) { return reinterpret_cast<float*>(row + block * stride); };
+#if defined(__AVX512F__)
+  __m512 lanes;
+  std::memcpy(&lanes, &value.lanes, sizeof(lanes));
+  _mm_storeu_ps(target(0), _mm512_castps512_ps128(lanes));
+  _mm_storeu_ps(target(1), _mm512_extractf32x4_ps(lanes, 1));
+  _mm_storeu_ps(target(2), _mm512_extractf32x4_ps(lanes, 2));
+  _mm_storeu_ps(target(3), _mm512_extractf32x4_ps(lanes, 3));
+#elif defined(__AVX2__)
+  __m256 lanes;
+  std::memcpy(&lanes, &value.lanes, sizeof(lanes));
+  _mm_storeu_ps(target(0), _mm256_castps256_ps128(lanes));
+  _mm_storeu_ps(target(1), _mm256_extractf128_ps(lanes, 1));
+#else
+  std::memcpy(target(0), &value.lanes, sizeof(value.lanes));
+#endif
 }
 
 }  // namespace detail
@@ -49,14 +98,19 @@ FLOWOPS_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   detail::transpose_steps<1>(rows);
 }
 
-// The same in memory; strides are between rows.
+// kColumnBlock columns of kLanes rows, `stride` apart, as a vector of lanes each.
 template <typename T>
-inline void transpose_square(const T* source, int64_t source_stride, T* target, int64_t target_stride) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  Vec<T> rows[kLanes];
-  for (int i = 0; i < kLanes; ++i) rows[i] = Vec<T>::load(source + i * source_stride);
-  transpose_square(rows);
-  for (int i = 0; i < kLanes; ++i) rows[i].store(target + i * target_stride);
+FLOWOPS_INLINE void load_columns(const T* rows, int64_t stride, Vec<T> (&columns)[kColumnBlock<T>]) {
+  constexpr int kBlock = kColumnBlock<T>;
+  for (int i = 0; i < kBlock; ++i) columns[i] = detail::load_blocks(rows + i * stride, kBlock * stride);
+  detail::transpose_steps<1>(columns);
+}
+
+template <typename T>
+FLOWOPS_INLINE void store_columns(Vec<T> (&columns)[kColumnBlock<T>], T* rows, int64_t stride) {
+  constexpr int kBlock = kColumnBlock<T>;
+  detail::transpose_steps<1>(columns);
+  for (int i = 0; i < kBlock; ++i) detail::store_blocks(columns[i], rows + i * stride, kBlock * stride);
 }
 
 }  // namespace flowops

@@ -1,9 +1,10 @@
-// common/vec.h against the C library in double, lane by lane; built once for each instruction set.
-#include "common/vec.h"
-
+// common/vec*.h and cpu/transpose.h against the C library in double, lane by lane; built once for each
+// instruction set.
 #include <limits>
 #include <random>
 
+#include "common/vec_pair.h"
+#include "cpu/transpose.h"
 #include "tests/expect.h"
 
 namespace flowops {
@@ -46,7 +47,12 @@ void test_functions() {
   const auto log_lanes = [](Vec<T> x) { return log(x); };
   const auto tanh_lanes = [](Vec<T> x) { return tanh(x); };
   const auto quotient_lanes = [](Vec<T> x) { return quotient(Vec<T>(T(0.3)), x); };
+  const auto log1p_lanes = [](Vec<T> x) { return log1p(x); };
   compare<T>("quotient", 1, 2, quotient_lanes, [](double x) { return double(T(0.3)) / x; });
+  compare<T>("quotient by any number", T(1e-30), T(1e30), quotient_lanes,
+             [](double x) { return double(T(0.3)) / x; });
+  compare<T>("log1p", 0, 1, log1p_lanes, [](double x) { return std::log1p(x); }, 3);
+  compare<T>("log1p near zero", 0, T(1e-5), log1p_lanes, [](double x) { return std::log1p(x); }, 3);
   compare<T>("exp near zero", -2, 2, exp_lanes, [](double x) { return std::exp(x); }, 2);
   // A rounding of x is worth |x| / 2 epsilons, and as much again comes from the float constant.
   compare<T>("exp", -80, 80, exp_lanes, [](double x) { return std::exp(x); }, 60);
@@ -102,12 +108,56 @@ void test_partial_vectors() {
   expect_close(masked.sum(), 1, 0, "first(1) selects one lane");
 }
 
+// What Pair forwards, by an expression in which two operations exchanged would show.
+template <typename V>
+V all_operations(V x, V y) {
+  V result = select(x < y, x * y - x, x / y + y) + select(x > y, exp(-x), log(y)) - sqrt(y) + log1p(y);
+  result += select(x >= y, abs(x), quotient(x, y)) * select(x != y, V(3), V(5));
+  return result *= y;
+}
+
+template <typename T>
+void test_pairs() {
+  constexpr int kLanes = Vec<T>::kLanes;
+  T x[2 * kLanes], y[2 * kLanes], output[2 * kLanes], wanted[2 * kLanes];
+  std::mt19937_64 random(2);
+  std::uniform_real_distribution<T> draw(-1, 1), positive(T(0.1), 1);
+  for (int i = 0; i < 2 * kLanes; ++i) y[i] = positive(random), x[i] = i % 3 == 0 ? y[i] : draw(random);
+  using Both = Pair<Vec<T>>;
+  all_operations(Both::load(x), Both::load(y)).store(output);
+  for (int half = 0; half < 2 * kLanes; half += kLanes) {
+    all_operations(Vec<T>::load(x + half), Vec<T>::load(y + half)).store(wanted + half);
+  }
+  for (int i = 0; i < 2 * kLanes; ++i) expect_close(output[i], wanted[i], 0, "a pair is its two vectors");
+}
+
+template <typename T>
+void test_columns() {
+  constexpr int kLanes = Vec<T>::kLanes, kBlock = kColumnBlock<T>, kStride = kBlock + 3;
+  T rows[kLanes * kStride], back[kLanes * kStride] = {};
+  for (int i = 0; i < kLanes * kStride; ++i) rows[i] = T(i);
+  Vec<T> columns[kBlock];
+  load_columns(rows + 1, kStride, columns);
+  for (int column = 0; column < kBlock; ++column) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      expect_close(columns[column].lanes[lane], lane * kStride + 1 + column, 0, "load_columns");
+    }
+  }
+  store_columns(columns, back + 1, kStride);
+  for (int i = 0; i < kLanes * kStride; ++i) {
+    const int column = i % kStride;
+    expect_close(back[i], column >= 1 && column <= kBlock ? i : 0, 0, "store_columns");
+  }
+}
+
 template <typename T>
 void test_all() {
   test_functions<T>();
   test_special_values<T>();
   test_reduce_rows<T>();
   test_partial_vectors<T>();
+  test_pairs<T>();
+  test_columns<T>();
 }
 
 }  // namespace

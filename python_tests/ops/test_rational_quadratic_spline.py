@@ -15,7 +15,7 @@ from flowops.testing import assert_close, jacobian_logdet
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TAILS = ("linear", "circular", "none")
 # Less and more than a vector of lanes, one element a sample, images, a sample of two blocks.
-SHAPES = ((5, 1), (3, 7), (37, 32), (2, 3, 4, 5), (1, 2, 65, 66), (1, 1))
+SHAPES = ((5, 1), (1100, 1), (3, 7), (37, 32), (2, 3, 4, 5), (1, 2, 65, 66), (1, 1))
 OPS = {False: ops.rational_quadratic_spline, True: ops.rational_quadratic_spline_inverse}
 REFERENCES = {
     False: reference.rational_quadratic_spline,
