@@ -1,0 +1,1 @@
+"""Functions of other libraries, by their names and arguments, on flowops kernels."""
