@@ -1,4 +1,4 @@
-"""What a benchmark case is: one workload and the ways to compute it."""
+"""What a benchmark case is: one workload, or one training step, and the ways to compute it."""
 
 from __future__ import annotations
 
@@ -36,3 +36,21 @@ class Case:
     backward: bool = True
     tolerance: float = 1e-4
     first_compared: int = 0
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One whole training step: gradients cleared, loss, backward pass, optimiser.
+
+    Attributes:
+        op: The model's stem.
+        name: Sizes, as printed.
+        rivals: Packages with models of the same kind; those not installed are left out.
+        steps: Called with the rivals installed, and whether to add ours compiled; makes the steps
+            by name, ``"ours"`` among them. Each does one step and returns its loss.
+    """
+
+    op: str
+    name: str
+    rivals: tuple[str, ...]
+    steps: Callable[[Sequence[str], bool], dict[str, Callable[[], Tensor]]]

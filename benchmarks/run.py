@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import pkgutil
 import platform
@@ -21,12 +22,15 @@ import torch
 from torch import Tensor
 
 import benchmarks.cases
-from benchmarks.case import Case, Function
+from benchmarks.case import Case, Function, StepCase
 from flowops._library import info
 from flowops.timing import measure
 
+#: Steps after which a model must have learned something.
+_WARM_UP = 20
 
-def all_cases() -> list[Case]:
+
+def all_cases() -> list[Case | StepCase]:
     """The cases of every module in benchmarks/cases."""
     modules = pkgutil.iter_modules(benchmarks.cases.__path__)
     loaded = [importlib.import_module(f"benchmarks.cases.{module.name}") for module in modules]
@@ -88,6 +92,23 @@ def run_case(
     return result
 
 
+def run_steps(
+    case: StepCase, device: torch.device, compile_ours: bool, budget: float
+) -> dict[str, Any]:
+    """Gate the case on the loss of every model, which must fall, then time the steps."""
+    torch.compiler.reset()
+    installed = [name for name in case.rivals if importlib.util.find_spec(name) is not None]
+    with device:
+        steps = case.steps(installed, compile_ours)
+    absent = [name for name in case.rivals if name not in installed]
+    result: dict[str, Any] = {"op": case.op, "case": case.name, "absent": absent}
+    for name, step in steps.items():
+        losses = [step().item() for _ in range(_WARM_UP)]
+        if not losses[-1] < losses[0]:
+            return result | {"failed": f"{name}: loss {losses[0]:.3f} became {losses[-1]:.3f}"}
+    return result | {"step": _rows(measure(steps, budget=budget, device=device))}
+
+
 def _rows(timings: dict[str, Any]) -> dict[str, Any]:
     return {name: asdict(timing) for name, timing in timings.items()}
 
@@ -118,7 +139,7 @@ def describe(result: dict[str, Any]) -> str:
     if "failed" in result:
         return f"{head} FAILED: {result['failed']}"
     lines = []
-    for phase in ("forward", "forward_backward"):
+    for phase in ("forward", "forward_backward", "step"):
         rows = result.get(phase)
         if rows is None:
             continue
@@ -129,6 +150,8 @@ def describe(result: dict[str, Any]) -> str:
             if name != "ours"
         ]
         lines.append(f"{head} {phase:16s} {ours * 1e6:9.1f} us  " + "  ".join(ratios))
+    if result.get("absent"):
+        lines.append(f"{head} not installed: {', '.join(result['absent'])}")
     return "\n".join(lines)
 
 
@@ -147,7 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in all_cases():
         if options.op not in (None, case.op):
             continue
-        result = run_case(case, options.device, not options.no_compile, options.budget)
+        choices = options.device, not options.no_compile, options.budget
+        if isinstance(case, StepCase):
+            result = run_steps(case, *choices)
+        else:
+            result = run_case(case, *choices)
         report["results"].append(result)
         sys.stdout.write(describe(result) + "\n")
         sys.stdout.flush()

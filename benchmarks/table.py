@@ -37,12 +37,32 @@ def table(report: dict[str, Any], source: str) -> str:
         "|---|---|---|---|---|---|",
     ]
     for result in report["results"]:
-        if "failed" in result:
+        if "failed" in result or "step" in result:
             continue
         phases = [result.get(phase) for phase in ("forward", "forward_backward")]
         cells = [cell(rows, rival) for rows in phases for rival in ("eager", "compile")]
         lines.append(f"| `{result['op']}` | {result['case']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + step_table(report)) + "\n"
+
+
+def step_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of a second table, with whole training steps, where there are any."""
+    steps = [result for result in report["results"] if "step" in result]
+    rivals = list(dict.fromkeys(name for r in steps for name in r["step"] if name != "ours"))
+    if not steps:
+        return []
+    lines = [
+        "",
+        "Whole training steps, ours in milliseconds, and how many times as long the others take:",
+        "",
+        f"| model | case | ours | {' | '.join(rivals)} |",
+        f"|---|---|---{'|---' * len(rivals)}|",
+    ]
+    for result in steps:
+        rows = result["step"]
+        cells = [f"{rows['ours']['median'] * 1e3:.1f}", *(cell(rows, name) for name in rivals)]
+        lines.append(f"| {result['op']} | {result['case']} | {' | '.join(cells)} |")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
