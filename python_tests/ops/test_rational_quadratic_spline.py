@@ -291,28 +291,45 @@ def test_opcheck(inverse: bool, device: torch.device) -> None:
         torch.library.opcheck(torch.ops.flowops.rational_quadratic_spline, arguments)
 
 
-@pytest.mark.parametrize("inverse", [False, True])
-def test_equals_nflows(inverse: bool, device: torch.device) -> None:
-    module = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
-    x, params = make_inputs((20, 6), device)
-    theirs = module.unconstrained_rational_quadratic_spline(
-        x, params[..., :8], params[..., 8:16], params[..., 16:], inverse=inverse, tail_bound=3.0
-    )
-    for ours, expected in zip(OPS[inverse](x, params, elementwise=True), theirs, strict=True):
-        assert_close(ours, expected, dtype=torch.float64)
-
-
-def test_equals_zuko(device: torch.device) -> None:
-    module = pytest.importorskip("zuko.transforms")
-    x, params = make_inputs((20, 6), device)
-    parts = params[..., :8], params[..., 8:16], params[..., 16:]
-    transform = module.MonotonicRQSTransform(*parts, bound=3.0)
-    theirs = transform.call_and_ladj(x)
-    ours = ops.rational_quadratic_spline(x, params, elementwise=True, **ZUKO)
+def same_as_theirs(
+    ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], leaves: tuple[Tensor, ...]
+) -> None:
+    """Outputs, and gradients relative to the largest."""
+    weights = [torch.randn_like(out) for out in theirs]
+    grads, wanted = (torch.autograd.grad(outputs, leaves, weights) for outputs in (ours, theirs))
     for got, expected in zip(ours, theirs, strict=True):
         assert_close(got, expected, dtype=torch.float64)
-    back, _ = ops.rational_quadratic_spline_inverse(x, params, **ZUKO)
-    assert_close(back, transform.inv(x), dtype=torch.float64)
+    for got, expected in zip(grads, wanted, strict=True):
+        assert_close(got / expected.abs().max(), expected / expected.abs().max(), dtype=got.dtype)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("tails", ["linear", None])
+def test_equals_nflows(tails: str | None, inverse: bool, device: torch.device) -> None:
+    module = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
+    x, params = make_inputs((20, 6), device, tails=tails or "none")
+    x, params = (x if tails else 2.9 * x.tanh()).requires_grad_(), params.requires_grad_()
+    parts = params[..., :8], params[..., 8:16], params[..., 16:]
+    if tails:
+        theirs = module.unconstrained_rational_quadratic_spline(
+            x, *parts, inverse=inverse, tails=tails, tail_bound=3.0
+        )
+    else:
+        box = {"left": -3.0, "right": 3.0, "bottom": -3.0, "top": 3.0}
+        theirs = module.rational_quadratic_spline(x, *parts, inverse=inverse, **box)
+    ours = OPS[inverse](x, params, elementwise=True, tails=tails or "none")
+    same_as_theirs(ours, theirs, (x, params))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_equals_zuko(inverse: bool, device: torch.device) -> None:
+    module = pytest.importorskip("zuko.transforms")
+    x, params = (t.requires_grad_() for t in make_inputs((20, 6), device))
+    parts = params[..., :8], params[..., 8:16], params[..., 16:]
+    transform = module.MonotonicRQSTransform(*parts, bound=3.0)
+    theirs = (transform.inv(x),) if inverse else transform.call_and_ladj(x)
+    ours = OPS[inverse](x, params, elementwise=True, **ZUKO)
+    same_as_theirs(ours[: len(theirs)], theirs, (x, params))
 
 
 def test_transforms_take_the_reference(device: torch.device) -> None:
