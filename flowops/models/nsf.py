@@ -71,7 +71,8 @@ class NSF(Flow):
     """Neural spline flow of vectors, or of images, flattened.
 
     Each spline layer is preceded by actnorm and a linear map (of LU form, with actnorm folded into
-    it) or a fixed random permutation, and one more such pair ends the chain. Couplings keep the
+    it, beginning as a random permutation) or a fixed random permutation, and one more such pair
+    ends the chain. Couplings keep the
     two halves in turn, their networks being residual; autoregressive layers take the order of the
     features and its reverse in turn.
 
@@ -112,7 +113,7 @@ class NSF(Flow):
 
 def _mixing(config: NSFConfig, size: int) -> list[Bijector]:
     if config.mixing == "lu":
-        return [ActNorm(size), InvertibleConv1x1(size)]
+        return [ActNorm(size), InvertibleConv1x1(size, initial="permutation")]
     return [ActNorm(size), Permutation(random_permutation(size))]
 
 

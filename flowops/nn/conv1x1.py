@@ -29,11 +29,13 @@ class InvertibleConv1x1(Bijector):
     :func:`flowops.ops.invertible_conv1x1_lu` and :func:`flowops.ops.invertible_conv1x1_full` for
     the weight. With ``parameterization="lu"``, ``W = P L (U + diag(sign * exp(log_s)))`` with P and
     sign fixed, so W cannot become singular and its log-determinant is ``sum(log_s)``; with
-    ``"full"``, W is the parameter. Either begins as a random rotation.
+    ``"full"``, W is the parameter. Either begins as a random rotation, or as a random
+    permutation, which suits data whose features mean something one by one.
 
     Args:
         channels: size of dimension 1.
         parameterization: ``"lu"`` or ``"full"``.
+        initial: ``"rotation"`` or ``"permutation"``.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -56,6 +58,7 @@ class InvertibleConv1x1(Bijector):
         channels: int,
         *,
         parameterization: str = "lu",
+        initial: str = "rotation",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,8 +70,13 @@ class InvertibleConv1x1(Bijector):
                 "InvertibleConv1x1: parameterization must be 'lu' or 'full', "
                 f"got {parameterization!r}"
             )
+        if initial not in ("rotation", "permutation"):
+            raise ValueError(
+                f"InvertibleConv1x1: initial must be 'rotation' or 'permutation', got {initial!r}"
+            )
         self.channels = channels
         self.parameterization = parameterization
+        self.initial = initial
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         if parameterization == "lu":
             self.lower = nn.Parameter(torch.empty(channels, channels, **factory))
@@ -83,13 +91,17 @@ class InvertibleConv1x1(Bijector):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W as a random rotation or reflection, uniformly."""
-        q, r = torch.linalg.qr(torch.randn(self.channels, self.channels, dtype=torch.float64))
-        rotation = q * r.diagonal().sign()
+        """Draw W, a rotation or reflection or a permutation, uniformly."""
+        if self.initial == "permutation":
+            start = torch.eye(self.channels, dtype=torch.float64)[torch.randperm(self.channels)]
+        else:
+            square = torch.randn(self.channels, self.channels, dtype=torch.float64)
+            q, r = torch.linalg.qr(square)
+            start = q * r.diagonal().sign()
         if self.parameterization == "full":
-            self.weight.copy_(rotation)
+            self.weight.copy_(start)
             return
-        p, lower, upper = torch.linalg.lu(rotation)
+        p, lower, upper = torch.linalg.lu(start)
         diagonal = upper.diagonal()
         self.lower.copy_(lower.tril(-1))
         self.upper.copy_(upper.triu(1))

@@ -21,6 +21,41 @@ def test_begins_as_a_rotation(parameterization: str, channels: int) -> None:
     torch.testing.assert_close(logdet, torch.zeros_like(logdet), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("parameterization", ["lu", "full"])
+def test_begins_as_a_permutation_where_asked(parameterization: str) -> None:
+    layer = InvertibleConv1x1(7, parameterization=parameterization, initial="permutation")
+    weight, _, logdet = prepare([(None, layer)])[0]
+    assert ((weight == 0) | (weight == 1)).all()
+    assert (weight.sum(0) == 1).all()
+    assert (weight.sum(1) == 1).all()
+    assert not torch.equal(weight, torch.eye(7))
+    assert logdet == 0
+    with pytest.raises(ValueError, match="initial must be 'rotation' or 'permutation', got 'eye'"):
+        InvertibleConv1x1(7, initial="eye")
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_equals_nflows_lu_linear(inverse: bool) -> None:
+    lu = pytest.importorskip("nflows.transforms.lu")
+    theirs = randomize_(lu.LULinear(6).double())
+    layer = InvertibleConv1x1(6).double()
+    with torch.no_grad():
+        layer.lower[tuple(theirs.lower_indices)] = theirs.lower_entries
+        layer.upper[tuple(theirs.upper_indices)] = theirs.upper_entries
+        layer.log_s.copy_(theirs.upper_diag.log())
+        layer.sign.fill_(1)
+        layer.permutation.copy_(torch.arange(6))
+        theirs.bias.zero_()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    if inverse:
+        back, logdet = layer.inverse(x)
+        torch.testing.assert_close(theirs(back)[0], x)
+        torch.testing.assert_close(-theirs(back)[1], logdet)
+        return
+    for ours, expected in zip(layer(x), theirs(x), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_lu_logdet_is_slogdet_with_a_permutation() -> None:
     layer = randomize_(InvertibleConv1x1(6).double())
     layer.permutation.copy_(torch.tensor([3, 0, 5, 1, 2, 4]))
