@@ -47,6 +47,14 @@ def test_exported_glow_serves_another_batch_size(wrap: object, conv1x1: str) -> 
     torch.testing.assert_close(_exported(module, x)(x), module(x))
 
 
+@pytest.mark.parametrize("kind", ["coupling", "autoregressive"])
+def test_exported_spline_flow_serves_another_batch_size(kind: str) -> None:
+    model = build("nsf", (6,), preprocess="none", transforms=2, hidden=8, kind=kind)
+    x = torch.randn(SERVED, 6)
+    module = LogProb(randomize_(model))
+    torch.testing.assert_close(_exported(module, x)(x), module(x))
+
+
 def test_exported_coupling_serves_another_batch_size() -> None:
     layer = randomize_(AffineCoupling(4, GlowConvNet(2, 4, hidden=8)))
     x = torch.randn(SERVED, 4, 2, 2)
