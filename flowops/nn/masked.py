@@ -73,7 +73,7 @@ class ResidualMLP(nn.Module):
             x = append_context(self, x, context, self.context_features)
         h = self.first(x)
         for inner, outer in zip(self.inner, self.outer, strict=True):
-            h = h + outer(relu(inner(relu(h))))
+            h = h + outer(relu(inner(relu(h)), inplace=True))
         return self.last(relu(h))
 
 
