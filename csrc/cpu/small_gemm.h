@@ -100,29 +100,39 @@ inline void in_blocks(int64_t count, const Body& body) {
   for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
 }
 
+// What a product does after a block of rows: nothing, or for example announce memory that is read next.
+struct Nothing {
+  void operator()(int64_t, int64_t) const {}
+};
+
 // gemm_block for any number of rows.
-template <GemmStart kStart, bool kSubtract, int kVectors, typename Left, typename T>
+template <GemmStart kStart, bool kSubtract, int kVectors, typename Left, typename T, typename After = Nothing>
 inline void gemm_rows(int64_t rows, int64_t depth, Left a, const T* const* b, int64_t b_row, T* const* c,
-                      int64_t c_row, const T* bias) {
+                      int64_t c_row, const T* bias, const After& after = {}) {
   in_blocks<kGemmRows>(rows, [&](int64_t i, auto count) {
     T* target[kVectors];
     for (int v = 0; v < kVectors; ++v) target[v] = c[v] + i * c_row;
     gemm_block<kStart, kSubtract, decltype(count)::value, kVectors>(depth, a.from_row(i), b, b_row, target,
                                                                     c_row, bias ? bias + i : nullptr);
+    after(i, i + count);
   });
 }
 
-// c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes.
-template <GemmStart kStart, bool kSubtract = false, typename Left, typename T>
+// c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes. Calls
+// after(begin, end) once for each block of rows.
+template <GemmStart kStart, bool kSubtract = false, typename Left, typename T, typename After = Nothing>
 inline void gemm(int64_t rows, int64_t columns, int64_t depth, Left a, const T* b, int64_t b_row, T* c,
-                 int64_t c_row, const T* bias = nullptr) {
+                 int64_t c_row, const T* bias = nullptr, const After& after = {}) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   in_blocks<kGemmVectors>(columns / kLanes, [&](int64_t j, auto count) {
     constexpr int kCount = decltype(count)::value;
     const T* source[kCount];
     T* target[kCount];
     for (int v = 0; v < kCount; ++v) source[v] = b + (j + v) * kLanes, target[v] = c + (j + v) * kLanes;
-    gemm_rows<kStart, kSubtract, kCount>(rows, depth, a, source, b_row, target, c_row, bias);
+    gemm_rows<kStart, kSubtract, kCount>(rows, depth, a, source, b_row, target, c_row, bias,
+                                         [&](int64_t begin, int64_t end) {
+                                           if (j == 0) after(begin, end);
+                                         });
   });
 }
 
