@@ -74,7 +74,7 @@ def test_queries_without_keys_give_zero(device: torch.device) -> None:
     assert (ops.linear_attention(-q.abs(), k, v, feature_map="relu") == 0).all()
 
 
-@pytest.mark.parametrize("size", [(1, 70, 1, 48), (3, 70, 2, 17), (1, 300, 3, 64)])
+@pytest.mark.parametrize("size", [(1, 70, 1, 48), (3, 70, 2, 17), (1, 300, 3, 64), (2, 40, 5, 8)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_threads_do_not_change_the_result(
     causal: bool, size: tuple[int, ...], device: torch.device
