@@ -4,6 +4,7 @@
 
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/dequantize_logit.h"
 #include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
@@ -41,6 +42,7 @@ template <c10::DeviceType kDevice>
 void register_policies(torch::Library& m) {
   m.impl("actnorm", with_policy<&actnorm, CastPolicy::fp32, kDevice>());
   m.impl("affine_coupling", with_policy<&affine_coupling, CastPolicy::fp32, kDevice>());
+  m.impl("dequantize_logit", with_policy<&dequantize_logit, CastPolicy::fp32, kDevice>());
   m.impl("gaussian_log_prob", with_policy<&gaussian_log_prob, CastPolicy::fp32, kDevice>());
   m.impl("gaussian_rsample", with_policy<&gaussian_rsample, CastPolicy::fp32, kDevice>());
   m.impl("invertible_conv1x1", with_policy<&invertible_conv1x1, CastPolicy::fp32, kDevice>());

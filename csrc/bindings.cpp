@@ -11,6 +11,7 @@
 
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/dequantize_logit.h"
 #include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
@@ -81,6 +82,7 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets with CPU kernels, the CUDA version (None without CUDA kernels) and architectures.");
   define_op(m, "actnorm", &flowops::actnorm);
   define_op(m, "affine_coupling", &flowops::affine_coupling);
+  define_op(m, "dequantize_logit", &flowops::dequantize_logit);
   define_op(m, "gaussian_log_prob", &flowops::gaussian_log_prob);
   define_op(m, "gaussian_rsample", &flowops::gaussian_rsample);
   define_op(m, "invertible_conv1x1", &flowops::invertible_conv1x1);

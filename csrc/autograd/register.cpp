@@ -4,6 +4,7 @@
 
 #include "autograd/actnorm_autograd.cpp"
 #include "autograd/affine_coupling_autograd.cpp"
+#include "autograd/dequantize_logit_autograd.cpp"
 #include "autograd/gaussian_log_prob_autograd.cpp"
 #include "autograd/gaussian_rsample_autograd.cpp"
 #include "autograd/invertible_conv1x1_autograd.cpp"
@@ -18,6 +19,7 @@ TORCH_LIBRARY_IMPL(flowops, Autograd, m) {
   m.impl("actnorm", &actnorm_autograd);
   m.impl("actnorm_statistics", &actnorm_statistics_autograd);
   m.impl("affine_coupling", &affine_coupling_autograd);
+  m.impl("dequantize_logit", &dequantize_logit_autograd);
   m.impl("gaussian_log_prob", &gaussian_log_prob_autograd);
   m.impl("gaussian_rsample", &gaussian_rsample_autograd);
   m.impl("invertible_conv1x1", &invertible_conv1x1_autograd);

@@ -46,13 +46,16 @@ inline Operand operand(const at::Tensor& x, bool inner_channels, int64_t first =
 }
 
 // Dense, with the channels of `x` innermost where they are in `x`.
-inline at::Tensor empty_like_layout(const at::Tensor& x) {
-  if (x.dim() == 2 || pixel_count(x) == 1 || !channels_inner(x)) return x.new_empty(x.sizes());
+inline at::Tensor empty_like_layout(const at::Tensor& x, at::ScalarType type) {
+  const auto options = x.options().dtype(type);
+  if (x.dim() == 2 || pixel_count(x) == 1 || !channels_inner(x)) return x.new_empty(x.sizes(), options);
   auto sizes = x.sizes().vec();
   sizes.push_back(sizes[1]);
   sizes.erase(sizes.begin() + 1);
-  return x.new_empty(sizes).movedim(-1, 1);
+  return x.new_empty(sizes, options).movedim(-1, 1);
 }
+
+inline at::Tensor empty_like_layout(const at::Tensor& x) { return empty_like_layout(x, x.scalar_type()); }
 
 // Makes one row of all rows where every operand allows it.
 template <size_t kCount>

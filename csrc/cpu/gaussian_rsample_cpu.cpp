@@ -19,10 +19,6 @@ namespace {
 // Elements below which a second thread costs more than it brings: a normal number costs more than a load.
 constexpr int64_t kNormalGrain = 2048;
 
-PhiloxStream stream_of(const int64_t* key) {
-  return {static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])};
-}
-
 template <typename scalar_t, typename T>
 void run_forward(const GaussianRsampleParams& p) {
   const SampleTasks tasks(p, kNormalGrain);
@@ -32,7 +28,7 @@ void run_forward(const GaussianRsampleParams& p) {
   if (!p.with_kl) std::fill_n(kl, p.batch, T(0));
   SampleSums sums(tasks, p.batch, kl, [](int64_t, double sum) { return sum; });
   at::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
-    alignas(64) T buffers[5][kTileSize], noise[normal_buffer_size<T>(kTileSize)], terms[kTileSize];
+    alignas(64) T buffers[5][kTileSize], noise[random_buffer_size<T>(kTileSize)], terms[kTileSize];
     for (int64_t task = begin; task < end; ++task) {
       tasks.for_each_part(task, [&](const SampleTasks::Part& part) {
         SampleTile<T> tile{};
@@ -62,7 +58,7 @@ void run_backward(const GaussianRsampleBackwardParams& p) {
   const auto run = pick_sample_gradient<T>(p.form);
   const T* grad_kl = static_cast<const T*>(p.grad_kl);
   at::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
-    alignas(64) T buffers[9][kTileSize], noise[normal_buffer_size<T>(kTileSize)], upstream[kTileSize];
+    alignas(64) T buffers[9][kTileSize], noise[random_buffer_size<T>(kTileSize)], upstream[kTileSize];
     for (int64_t task = begin; task < end; ++task) {
       tasks.for_each_part(task, [&](const SampleTasks::Part& part) {
         SampleGradientTile<T> tile{};
@@ -93,11 +89,11 @@ void run_backward(const GaussianRsampleBackwardParams& p) {
 }
 
 template <typename scalar_t, typename T>
-void run_noise(const GaussianNoiseParams& p) {
+void run_noise(const NoiseParams& p) {
   const PhiloxStream stream = stream_of(p.key);
   const int64_t tiles = (p.count + kTileSize - 1) / kTileSize;
   at::parallel_for(0, tiles, kNormalGrain / kTileSize, [&](int64_t begin, int64_t end) {
-    alignas(64) T noise[normal_buffer_size<T>(kTileSize)];
+    alignas(64) T noise[random_buffer_size<T>(kTileSize)];
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * kTileSize, size = std::min(kTileSize, p.count - first);
       store_row(normal_range(stream, first, size, noise), static_cast<scalar_t*>(p.out) + first, size);
@@ -135,7 +131,7 @@ at::Tensor gaussian_noise_cpu(const at::Tensor& key, at::IntArrayRef size, at::S
   check_gaussian_noise_inputs(key, dtype);
   const auto words = key.contiguous();
   auto out = key.new_empty(size, key.options().dtype(dtype));
-  const GaussianNoiseParams p{out.numel(), words.const_data_ptr<int64_t>(), out.mutable_data_ptr()};
+  const NoiseParams p{out.numel(), words.const_data_ptr<int64_t>(), out.mutable_data_ptr()};
   FLOWOPS_DISPATCH(dtype, "randn", [&] { run_noise<scalar_t, opmath_t>(p); });
   return out;
 }

@@ -184,23 +184,56 @@ inline void normal_blocks(const PhiloxStream& stream, uint64_t first, double* ta
   }
 }
 
-// Elements that a buffer for `count` normal numbers of any first element must hold.
-template <typename T>
-constexpr int64_t normal_buffer_size(int64_t count) {
-  const int64_t step = kBlocksAtOnce * kNormalsPerBlock<T>;
-  return (count + kNormalsPerBlock<T> - 1 + step - 1) / step * step;
+// kBlocksAtOnce blocks of uniform floats from block `first` on.
+FLOWOPS_INLINE void uniform_blocks(const PhiloxStream& stream, uint64_t first, float* target) {
+  PhiloxWords words[4];
+  philox_blocks(stream, first, words);
+  Vec<float>::Native lanes[4];
+  for (int i = 0; i < 4; ++i) lanes[i] = uniform<Vec<float>>(words[i]).lanes;
+  store_interleaved(lanes, target);
 }
 
-// Normal numbers [first, first + count) of the stream, somewhere in `buffer`.
+// The same of doubles.
+inline void uniform_blocks(const PhiloxStream& stream, uint64_t first, double* target) {
+  PhiloxWords words[4];
+  philox_blocks(stream, first, words);
+  uint32_t ordered[4 * kBlocksAtOnce];
+  store_interleaved(words, ordered);
+  for (int i = 0; i < 2 * kBlocksAtOnce; ++i) {
+    target[i] = uniform<double>(uint64_t{ordered[2 * i + 1]} << 32 | ordered[2 * i]);
+  }
+}
+
+// Elements that a buffer for `count` random numbers of any first element must hold.
 template <typename T>
-const T* normal_range(const PhiloxStream& stream, int64_t first, int64_t count, T* buffer) {
-  constexpr int64_t kPer = kNormalsPerBlock<T>;
+constexpr int64_t random_buffer_size(int64_t count) {
+  const int64_t step = kBlocksAtOnce * kNumbersPerBlock<T>;
+  return (count + kNumbersPerBlock<T> - 1 + step - 1) / step * step;
+}
+
+// Numbers [first, first + count) of the stream, somewhere in `buffer`; `draw(block, target)` makes
+// kBlocksAtOnce blocks.
+template <typename T, typename Draw>
+FLOWOPS_INLINE const T* random_range(int64_t first, int64_t count, T* buffer, const Draw& draw) {
+  constexpr int64_t kPer = kNumbersPerBlock<T>;
   const int64_t skip = first % kPer;
   int64_t block = first / kPer;
   for (int64_t i = 0; i < skip + count; i += kBlocksAtOnce * kPer, block += kBlocksAtOnce) {
-    normal_blocks(stream, static_cast<uint64_t>(block), buffer + i);
+    draw(static_cast<uint64_t>(block), buffer + i);
   }
   return buffer + skip;
+}
+
+template <typename T>
+const T* normal_range(const PhiloxStream& stream, int64_t first, int64_t count, T* buffer) {
+  return random_range(first, count, buffer,
+                      [&](uint64_t block, T* target) { normal_blocks(stream, block, target); });
+}
+
+template <typename T>
+const T* uniform_range(const PhiloxStream& stream, int64_t first, int64_t count, T* buffer) {
+  return random_range(first, count, buffer,
+                      [&](uint64_t block, T* target) { uniform_blocks(stream, block, target); });
 }
 
 }  // namespace flowops

@@ -3,6 +3,7 @@
 
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/dequantize_logit.h"
 #include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
@@ -18,6 +19,9 @@ decltype(actnorm_backward) actnorm_backward_cpu;
 decltype(actnorm_statistics) actnorm_statistics_cpu;
 decltype(affine_coupling) affine_coupling_cpu;
 decltype(affine_coupling_backward) affine_coupling_backward_cpu;
+decltype(dequantize_logit) dequantize_logit_cpu;
+decltype(dequantize_logit_backward) dequantize_logit_backward_cpu;
+decltype(uniform_noise) uniform_noise_cpu;
 decltype(gaussian_log_prob) gaussian_log_prob_cpu;
 decltype(gaussian_log_prob_backward) gaussian_log_prob_backward_cpu;
 decltype(gaussian_rsample) gaussian_rsample_cpu;
@@ -42,6 +46,9 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("actnorm_statistics", &actnorm_statistics_cpu);
   m.impl("affine_coupling", &affine_coupling_cpu);
   m.impl("affine_coupling_backward", &affine_coupling_backward_cpu);
+  m.impl("dequantize_logit", &dequantize_logit_cpu);
+  m.impl("dequantize_logit_backward", &dequantize_logit_backward_cpu);
+  m.impl("uniform_noise", &uniform_noise_cpu);
   m.impl("gaussian_log_prob", &gaussian_log_prob_cpu);
   m.impl("gaussian_log_prob_backward", &gaussian_log_prob_backward_cpu);
   m.impl("gaussian_rsample", &gaussian_rsample_cpu);

@@ -53,7 +53,7 @@ at::Tensor gaussian_noise_cuda(const at::Tensor& key, at::IntArrayRef size, at::
   const auto words = key.contiguous();
   auto out = key.new_empty(size, key.options().dtype(dtype));
   if (out.numel() > 0) {
-    const GaussianNoiseParams p{out.numel(), words.const_data_ptr<int64_t>(), out.mutable_data_ptr()};
+    const NoiseParams p{out.numel(), words.const_data_ptr<int64_t>(), out.mutable_data_ptr()};
     check_launch(launch_gaussian_noise(storage_type(dtype), p, current_stream()), "randn");
   }
   return out;

@@ -1,39 +1,10 @@
+#include "common/cuda_random.cuh"
 #include "common/cuda_split.cuh"
 #include "cuda/gaussian_rsample_launch.h"
 #include "math/gaussian_rsample.h"
-#include "math/philox.h"
 
 namespace flowops {
 namespace {
-
-__device__ __forceinline__ PhiloxStream read_stream(const int64_t* key) {
-  return {static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])};
-}
-
-// Normal numbers `first` and following of the stream. Several are whole blocks; for one alone its block is
-// made.
-template <int kLanes, typename T>
-__device__ __forceinline__ void load_noise(const PhiloxStream& stream, int64_t first, T (&noise)[kLanes]) {
-  constexpr int kPer = kNormalsPerBlock<T>;
-  const uint64_t block = uint64_t(first) / kPer;
-  if constexpr (kLanes == 1) {
-    T normals[kPer];
-    normal_block(stream, block, normals);
-    const int which = int(first % kPer);
-    noise[0] = normals[0];
-#pragma unroll
-    for (int i = 1; i < kPer; ++i) noise[0] = which == i ? normals[i] : noise[0];
-  } else {
-    static_assert(kLanes % kPer == 0);
-#pragma unroll
-    for (int b = 0; b < kLanes / kPer; ++b) {
-      T normals[kPer];
-      normal_block(stream, block + b, normals);
-#pragma unroll
-      for (int i = 0; i < kPer; ++i) noise[b * kPer + i] = normals[i];
-    }
-  }
-}
 
 // The prior of the elements from (row, column) on; the standard one where the operands are absent.
 template <int kLanes, typename scalar_t>
@@ -63,7 +34,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     gaussian_rsample_kernel(const GaussianRsampleParams p, const SampleSplit split, double* partial) {
   using T = opmath_type<scalar_t>;
   const ThreadShare share(split);
-  const PhiloxStream stream = read_stream(p.key);
+  const PhiloxStream stream = stream_of(p.key);
   const Rows<const scalar_t> mean(p.mean, share.sample), scale(p.scale, share.sample);
   const Rows<scalar_t> z(p.z, share.sample);
   const PriorOperands<kLanes, scalar_t> prior(p, share.sample);
@@ -74,7 +45,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     load_lanes(mean, row, column, means);
     load_lanes(scale, row, column, raw);
     prior.load(row, column, prior_means, prior_raw);
-    load_noise(stream, first + int64_t(row) * p.inner + column, noise);
+    load_random<NormalNumbers>(stream, first + int64_t(row) * p.inner + column, noise);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const auto against = prior.template evaluate<Scale>(prior_means[i], prior_raw[i], p.with_kl);
@@ -93,7 +64,7 @@ __global__ void __launch_bounds__(kSplitThreads)
   using T = opmath_type<scalar_t>;
   const ThreadShare share(split);
   if (!share.active) return;
-  const PhiloxStream stream = read_stream(p.key);
+  const PhiloxStream stream = stream_of(p.key);
   const Rows<const scalar_t> grad_z(p.grad_z, share.sample), mean(p.mean, share.sample);
   const Rows<const scalar_t> scale(p.scale, share.sample);
   const Rows<scalar_t> grad_mean(p.grad_mean, share.sample), grad_scale(p.grad_scale, share.sample);
@@ -110,7 +81,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     load_lanes(mean, row, column, means);
     load_lanes(scale, row, column, raw);
     prior.load(row, column, prior_means, prior_raw);
-    load_noise(stream, first + int64_t(row) * p.inner + column, noise);
+    load_random<NormalNumbers>(stream, first + int64_t(row) * p.inner + column, noise);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const auto against = prior.template evaluate<Scale>(prior_means[i], prior_raw[i], p.with_kl);
@@ -127,22 +98,6 @@ __global__ void __launch_bounds__(kSplitThreads)
     store_lanes(grad_prior_mean, row, column, prior_means);
     store_lanes(grad_prior_scale, row, column, prior_raw);
   });
-}
-
-// A block of the stream a thread.
-template <typename scalar_t>
-__global__ void __launch_bounds__(kSplitThreads) gaussian_noise_kernel(const GaussianNoiseParams p) {
-  using T = opmath_type<scalar_t>;
-  constexpr int kPer = kNormalsPerBlock<T>;
-  const int64_t block = int64_t(blockIdx.x) * kSplitThreads + threadIdx.x;
-  if (block * kPer >= p.count) return;
-  T normals[kPer];
-  normal_block(read_stream(p.key), uint64_t(block), normals);
-  scalar_t* out = static_cast<scalar_t*>(p.out) + block * kPer;
-#pragma unroll
-  for (int i = 0; i < kPer; ++i) {
-    if (block * kPer + i < p.count) out[i] = static_cast<scalar_t>(normals[i]);
-  }
 }
 
 template <typename Params>
@@ -214,12 +169,9 @@ cudaError_t launch_gaussian_rsample_backward(StorageType type, const GaussianRsa
   return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 
-cudaError_t launch_gaussian_noise(StorageType type, const GaussianNoiseParams& p, cudaStream_t stream) {
+cudaError_t launch_gaussian_noise(StorageType type, const NoiseParams& p, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) {
-    using scalar_t = decltype(zero);
-    constexpr int64_t kNumbers = int64_t{kSplitThreads} * kNormalsPerBlock<opmath_type<scalar_t>>;
-    return launch(gaussian_noise_kernel<scalar_t>, (p.count + kNumbers - 1) / kNumbers, kSplitThreads, 0,
-                  stream, p);
+    return launch_random<NormalNumbers, decltype(zero)>(p.key, p.count, p.out, stream);
   });
 }
 

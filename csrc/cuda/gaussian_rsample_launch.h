@@ -24,6 +24,6 @@ cudaError_t launch_gaussian_rsample(StorageType type, const GaussianRsampleParam
 cudaError_t launch_gaussian_rsample_backward(StorageType type, const GaussianRsampleBackwardParams& p,
                                              const GaussianRsampleSplit& split, cudaStream_t stream);
 
-cudaError_t launch_gaussian_noise(StorageType type, const GaussianNoiseParams& p, cudaStream_t stream);
+cudaError_t launch_gaussian_noise(StorageType type, const NoiseParams& p, cudaStream_t stream);
 
 }  // namespace flowops

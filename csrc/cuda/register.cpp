@@ -5,6 +5,7 @@
 #include "common/cuda_host.h"
 #include "ops/actnorm.h"
 #include "ops/affine_coupling.h"
+#include "ops/dequantize_logit.h"
 #include "ops/gaussian_log_prob.h"
 #include "ops/gaussian_rsample.h"
 #include "ops/invertible_conv1x1.h"
@@ -20,6 +21,9 @@ decltype(actnorm_backward) actnorm_backward_cuda;
 decltype(actnorm_statistics) actnorm_statistics_cuda;
 decltype(affine_coupling) affine_coupling_cuda;
 decltype(affine_coupling_backward) affine_coupling_backward_cuda;
+decltype(dequantize_logit) dequantize_logit_cuda;
+decltype(dequantize_logit_backward) dequantize_logit_backward_cuda;
+decltype(uniform_noise) uniform_noise_cuda;
 decltype(gaussian_log_prob) gaussian_log_prob_cuda;
 decltype(gaussian_log_prob_backward) gaussian_log_prob_backward_cuda;
 decltype(gaussian_rsample) gaussian_rsample_cuda;
@@ -44,6 +48,9 @@ TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
   m.impl("actnorm_statistics", &actnorm_statistics_cuda);
   m.impl("affine_coupling", &affine_coupling_cuda);
   m.impl("affine_coupling_backward", &affine_coupling_backward_cuda);
+  m.impl("dequantize_logit", &dequantize_logit_cuda);
+  m.impl("dequantize_logit_backward", &dequantize_logit_backward_cuda);
+  m.impl("uniform_noise", &uniform_noise_cuda);
   m.impl("gaussian_log_prob", &gaussian_log_prob_cuda);
   m.impl("gaussian_log_prob_backward", &gaussian_log_prob_backward_cuda);
   m.impl("gaussian_rsample", &gaussian_rsample_cuda);

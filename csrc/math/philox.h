@@ -2,7 +2,7 @@
 // lanes. Torch-free.
 //
 // Block b of the stream (seed, offset) is philox(counter = (b, offset), key = seed), both 64 bits, low word
-// first: four words, so two normal doubles or four normal floats. Normal number i is value i mod 4 (mod 2) of
+// first: four words, so two doubles or four floats, normal or uniform. Number i is value i mod 4 (mod 2) of
 // block i div 4 (div 2), whatever the device, the layout, the chunking and the number of threads.
 #pragma once
 
@@ -16,13 +16,18 @@ struct PhiloxStream {
   uint64_t seed, offset;
 };
 
+// Of a key as tensors hold it.
+FLOWOPS_HOST_DEVICE PhiloxStream stream_of(const int64_t* key) {
+  return {static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])};
+}
+
 inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 // The golden ratio and sqrt(3) - 1.
 inline constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 inline constexpr int kPhiloxRounds = 10;
-// Normal numbers that a block gives.
+// Numbers that a block gives.
 template <typename T>
-inline constexpr int kNormalsPerBlock = 16 / static_cast<int>(sizeof(T));
+inline constexpr int kNumbersPerBlock = 16 / static_cast<int>(sizeof(T));
 
 // Both halves of a 64-bit product. W is uint32_t or a vector of them.
 template <typename W>
@@ -121,6 +126,28 @@ FLOWOPS_HOST_DEVICE void box_muller(typename RandomWords<V>::Word radius_word,
   sine_cosine<V, T>(angle, sine, cosine);
   first = radius * Words::negate_odd((quadrant + 1) >> 1, Words::select_odd(quadrant, sine, cosine));
   second = radius * Words::negate_odd(quadrant >> 1, Words::select_odd(quadrant, cosine, sine));
+}
+
+// A number in [0, 1) with all the bits that a T has for it, from a word as wide.
+template <typename V>
+FLOWOPS_HOST_DEVICE V uniform(typename RandomWords<V>::Word word) {
+  using T = typename RandomWords<V>::Scalar;
+  constexpr int kUnused = sizeof(T) == 4 ? 8 : 11;
+  return RandomWords<V>::from_signed(word >> kUnused) * V(sizeof(T) == 4 ? T(0x1p-24) : T(0x1p-53));
+}
+
+// The uniform numbers of one block.
+FLOWOPS_HOST_DEVICE void uniform_block(const PhiloxStream& stream, uint64_t block, float (&numbers)[4]) {
+  uint32_t words[4];
+  philox_block(stream, block, words);
+  for (int i = 0; i < 4; ++i) numbers[i] = uniform<float>(words[i]);
+}
+
+FLOWOPS_HOST_DEVICE void uniform_block(const PhiloxStream& stream, uint64_t block, double (&numbers)[2]) {
+  uint32_t words[4];
+  philox_block(stream, block, words);
+  numbers[0] = uniform<double>(uint64_t{words[1]} << 32 | words[0]);
+  numbers[1] = uniform<double>(uint64_t{words[3]} << 32 | words[2]);
 }
 
 // The normal numbers of one block.

@@ -15,6 +15,7 @@
 #include "common/checks.h"
 #include "common/layout.h"
 #include "ops/gaussian_rsample_params.h"
+#include "ops/random_key.h"
 
 namespace flowops {
 
@@ -33,16 +34,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_back
 // The first normal numbers of the stream `key`, as a contiguous tensor on its device.
 at::Tensor gaussian_noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype);
 
-// A new stream, drawn from the default generator of the device of `like`.
-at::Tensor random_key(const at::Tensor& like);
-
 inline constexpr const char* kGaussianRsample = "gaussian_rsample";
-
-inline void check_key(const char* op, const at::Tensor& key) {
-  FLOWOPS_CHECK(op, key.dim() == 1 && key.size(0) == 2 && key.scalar_type() == at::kLong,
-                "key must be two int64 (seed and offset), got ", key.scalar_type(), " of shape ",
-                key.sizes());
-}
 
 inline void check_like_mean(const char* name, const at::Tensor& t, const at::Tensor& mean) {
   FLOWOPS_CHECK(kGaussianRsample, t.sizes() == mean.sizes(), name, " must have shape ", mean.sizes(),

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/operand.h"
+#include "ops/noise_params.h"
 
 namespace flowops {
 
@@ -30,12 +31,6 @@ struct GaussianRsampleBackwardParams {
   Operand grad_z, mean, scale, prior_mean, prior_scale;
   Operand grad_mean, grad_scale, grad_prior_mean, grad_prior_scale;  // the last two null like the prior's
   const void* grad_kl = nullptr;                                     // (batch,)
-};
-
-struct GaussianNoiseParams {
-  int64_t count = 0;
-  const int64_t* key = nullptr;
-  void* out = nullptr;
 };
 
 }  // namespace flowops

@@ -1,6 +1,7 @@
 // The contracts of all ops in one source, for torch's headers are most of what each costs to compile.
 #include "ops/actnorm.cpp"
 #include "ops/affine_coupling.cpp"
+#include "ops/dequantize_logit.cpp"
 #include "ops/gaussian_log_prob.cpp"
 #include "ops/gaussian_rsample.cpp"
 #include "ops/invertible_conv1x1.cpp"

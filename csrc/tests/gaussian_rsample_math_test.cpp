@@ -41,7 +41,7 @@ void test_published_vectors() {
 // The counter's carry into its high word included.
 template <typename T>
 void test_vectors_of_blocks(double tolerance) {
-  constexpr int kPer = kNormalsPerBlock<T>;
+  constexpr int kPer = kNumbersPerBlock<T>;
   const PhiloxStream stream{0x123456789abcdef0, 0xfedcba9876543210};
   for (const uint64_t first : {uint64_t{0}, uint64_t{7}, uint64_t{0xffffffff} - 2, ~uint64_t{0} - 5}) {
     T many[kBlocksAtOnce * kPer], one[kPer];

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowops.data import ImageData
 from flowops.nn.preprocess import dequantize
-from flowops.ops import gaussian_log_prob
+from flowops.ops import gaussian_log_prob, logit
 
 #: Candidates for the logit's margin; the training likelihood chooses, so the baseline is a strong
 #: one.
@@ -29,7 +29,7 @@ def trivial_baselines(data: ImageData, *, seed: int = 0) -> dict[str, float]:
 
     Returns:
         Bits/dim by name: independent pixel histograms with add-one counts; a full-covariance
-        Gaussian of the dequantised pixels; the same after the logit of :func:`logit`, its margin
+        Gaussian of the dequantised pixels; the same after :func:`flowops.ops.logit`, its margin
         chosen on the training images.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -46,11 +46,11 @@ def trivial_baselines(data: ImageData, *, seed: int = 0) -> dict[str, float]:
     result["full-covariance Gaussian"] = bits(_Gaussian(fit)(held_out))
     fits: list[tuple[float, float]] = []
     for margin in LOGIT_MARGINS:
-        t, log_det = logit(fit, margin)
+        t, log_det = logit(fit, alpha=margin)
         fits.append(((_Gaussian(t)(t) + log_det).mean().item(), margin))
     margin = max(fits)[1]
-    t, _ = logit(fit, margin)
-    t_test, log_det = logit(held_out, margin)
+    t, _ = logit(fit, alpha=margin)
+    t_test, log_det = logit(held_out, alpha=margin)
     result["full-covariance Gaussian after logit"] = bits(_Gaussian(t)(t_test) + log_det)
     return result
 
@@ -68,16 +68,6 @@ def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     bits = torch.log2((counts.double() + 1) / (len(train) + levels))
     total = sum(bits[chunk.long() + cell].sum().item() for chunk in test.split(_CHUNK))
     return -total / test.numel()
-
-
-def logit(y: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`t = \mathrm{logit}(a + (1 - 2a) y)` and its log-det, by row of ``y``.
-
-    .. math:: \log|\det| = \sum \mathrm{softplus}(t) + \mathrm{softplus}(-t) + \log(1 - 2a)
-    """
-    t = torch.logit(margin + (1 - 2 * margin) * y)
-    softplus = torch.nn.functional.softplus
-    return t, (softplus(t) + softplus(-t) + math.log1p(-2 * margin)).sum(1)
 
 
 class _Gaussian:

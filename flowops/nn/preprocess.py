@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from flowops import ops, reference
 from flowops.nn.base import Bijector, constant_logdet
 
 
@@ -16,6 +14,7 @@ def dequantize(values: Tensor, levels: int, *, generator: torch.Generator | None
 
     The density of ``y`` bounds the probability of ``v``: see
     :func:`flowops.losses.bits_per_dim`. Rounding never carries ``v + u`` to the next level.
+    :func:`flowops.ops.dequantize_logit` does it, the logit and its log-determinant in one pass.
 
     Args:
         values: pixels ``v`` in ``{0, ..., levels - 1}``, of any integer or floating dtype.
@@ -32,9 +31,7 @@ def dequantize(values: Tensor, levels: int, *, generator: torch.Generator | None
         raise ValueError(f"dequantize: levels must be at least 1, got {levels}")
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     noise = torch.rand(values.shape, dtype=dtype, device=values.device, generator=generator)
-    # v + u is rounded to a grid of spacing up to levels * eps / 2: keep u further than that from 1.
-    noise = noise.clamp(max=1 - 2 * levels * torch.finfo(dtype).eps)
-    return (values.to(dtype) + noise) / levels
+    return reference.add_noise(values.to(dtype), noise, levels) / levels
 
 
 class Logit(Bijector):
@@ -67,23 +64,13 @@ class Logit(Bijector):
         self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Bijector`; ``x`` in [0, 1]."""
-        y = self.alpha + (1 - 2 * self.alpha) * x
-        z = torch.log(y) - torch.log1p(-y)
-        return z, constant_logdet(x, self._slope(z), logdet)
+        return ops.logit(x, alpha=self.alpha, logdet=logdet)
 
     def inverse(
         self, z: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Bijector`."""
-        x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
-        return x, constant_logdet(z, -self._slope(z), logdet)
-
-    def _slope(self, z: Tensor) -> Tensor:
-        wide = z.to(torch.promote_types(z.dtype, torch.float32)).flatten(1)
-        # softplus(z) + softplus(-z) = |z| + 2 log(1 + exp(-|z|))
-        size = wide.abs()
-        terms = size + 2 * softplus(-size)
-        return terms.sum(1) + wide.size(1) * math.log1p(-2 * self.alpha)
+        return ops.logit_inverse(z, alpha=self.alpha, logdet=logdet)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""

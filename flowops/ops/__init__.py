@@ -2,6 +2,7 @@
 
 from flowops.ops.actnorm import actnorm, actnorm_inverse, actnorm_statistics
 from flowops.ops.affine_coupling import affine_coupling, affine_coupling_inverse
+from flowops.ops.dequantize_logit import dequantize_logit, logit, logit_inverse, rand
 from flowops.ops.gaussian_log_prob import gaussian_log_prob
 from flowops.ops.gaussian_rsample import (
     gaussian_rsample,
@@ -27,6 +28,7 @@ __all__ = [
     "actnorm_statistics",
     "affine_coupling",
     "affine_coupling_inverse",
+    "dequantize_logit",
     "gaussian_log_prob",
     "gaussian_rsample",
     "gaussian_rsample_kl",
@@ -35,6 +37,9 @@ __all__ = [
     "invertible_conv1x1_lu",
     "linear_attention",
     "linear_attention_state",
+    "logit",
+    "logit_inverse",
+    "rand",
     "randn",
     "random_key",
     "rational_quadratic_spline",

@@ -81,8 +81,8 @@ def _channels_inner(x: Tensor) -> bool:
     return stride != 1
 
 
-def empty_like_layout(x: Tensor) -> Tensor:
+def empty_like_layout(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Mirror ``empty_like_layout`` of csrc/common/layout.h: dense, channels as in ``x``."""
     if all(size == 1 for size in x.shape[2:]) or not _channels_inner(x):
-        return x.new_empty(x.shape)
-    return x.new_empty(x.size(0), *x.shape[2:], x.size(1)).movedim(-1, 1)
+        return x.new_empty(x.shape, dtype=dtype)
+    return x.new_empty(x.size(0), *x.shape[2:], x.size(1), dtype=dtype).movedim(-1, 1)

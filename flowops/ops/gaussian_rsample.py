@@ -158,13 +158,8 @@ def randn(
         >>> torch.equal(randn(2, 3, key=key).flatten(), randn(6, key=key))
         True
     """
-    shape = [n for part in size for n in (part if isinstance(part, Sequence) else [part])]
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if key is None or generator is not None:
-        target = torch.empty(0, device=device) if key is None else key
-        key = _key_for("randn", target, generator, key)
-    elif device is not None:
-        key = key.to(device)
+    shape, key = shape_and_key("randn", size, generator, key, device)
     if transforms_active():
         return reference.randn(shape, key=key, dtype=dtype)
     return torch.ops.flowops.gaussian_noise(key, shape, dtype)
@@ -190,12 +185,25 @@ def random_key(
     """
     if generator is not None:
         device = generator.device if device is None else device
-    return _key_for("random_key", torch.empty(0, device=device), generator, None)
+    return key_for("random_key", torch.empty(0, device=device), generator, None)
 
 
-def _key_for(
-    op: str, like: Tensor, generator: torch.Generator | None, key: Tensor | None
-) -> Tensor:
+def shape_and_key(
+    op: str,
+    size: Sequence[int | Sequence[int]],
+    generator: torch.Generator | None,
+    key: Tensor | None,
+    device: torch.device | str | None,
+) -> tuple[list[int], Tensor]:
+    """The shape and the stream, on its device, of a call that fills a tensor."""
+    shape = [n for part in size for n in (part if isinstance(part, Sequence) else [part])]
+    if key is None or generator is not None:
+        target = torch.empty(0, device=device) if key is None else key
+        return shape, key_for(op, target, generator, key)
+    return shape, key if device is None else key.to(device)
+
+
+def key_for(op: str, like: Tensor, generator: torch.Generator | None, key: Tensor | None) -> Tensor:
     """The stream of a call, on the device of ``like``."""
     if key is not None:
         if generator is not None:
@@ -220,7 +228,7 @@ def _run(
     with_kl: bool,
 ) -> tuple[Tensor, Tensor]:
     form_index = index_of(_NAME, "form", form, FORMS)
-    key = _key_for(_NAME, mean, generator, key)
+    key = key_for(_NAME, mean, generator, key)
     if transforms_active():
         return reference.gaussian_rsample_kl(
             mean, scale, form=form, prior=prior, residual=residual, key=key

@@ -6,6 +6,7 @@ run wherever PyTorch runs. This package imports torch alone.
 
 from .actnorm import actnorm, actnorm_inverse, actnorm_statistics
 from .affine_coupling import affine_coupling, affine_coupling_inverse
+from .dequantize_logit import add_noise, dequantize_logit, logit, logit_inverse, rand
 from .gaussian_log_prob import gaussian_log_prob
 from .gaussian_rsample import gaussian_rsample, gaussian_rsample_kl, randn
 from .invertible_conv1x1 import (
@@ -24,8 +25,10 @@ __all__ = [
     "actnorm",
     "actnorm_inverse",
     "actnorm_statistics",
+    "add_noise",
     "affine_coupling",
     "affine_coupling_inverse",
+    "dequantize_logit",
     "gaussian_log_prob",
     "gaussian_rsample",
     "gaussian_rsample_kl",
@@ -35,6 +38,9 @@ __all__ = [
     "linear_attention",
     "linear_attention_features",
     "linear_attention_state",
+    "logit",
+    "logit_inverse",
+    "rand",
     "randn",
     "rational_quadratic_spline",
     "rational_quadratic_spline_inverse",

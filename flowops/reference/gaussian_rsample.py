@@ -35,6 +35,16 @@ def philox4x32(counter: Sequence[Tensor], seed: Sequence[Tensor]) -> list[Tensor
     return [c0, c1, c2, c3]
 
 
+def philox_blocks(count: int, per: int, key: Tensor) -> list[Tensor]:
+    """Return the words of the first blocks of a stream, for ``count`` numbers, ``per`` a block."""
+    block = torch.arange((count + per - 1) // per, device=key.device)
+    seed, offset = key[0], key[1]
+    return philox4x32(
+        [block & _MASK, block >> 32, offset & _MASK, (offset >> 32) & _MASK],
+        [seed & _MASK, (seed >> 32) & _MASK],
+    )
+
+
 def _multiply_wide(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     product = a * b  # modulo 2**64
     return (product >> 32) & _MASK, product & _MASK
@@ -56,13 +66,7 @@ def box_muller(radius: Tensor, angle: Tensor, unit: float) -> tuple[Tensor, Tens
 def randn(size: Sequence[int], *, key: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """See :func:`flowops.ops.randn`."""
     count = math.prod(size)
-    per = 2 if dtype == torch.float64 else 4
-    block = torch.arange((count + per - 1) // per, device=key.device)
-    seed, offset = key[0], key[1]
-    words = philox4x32(
-        [block & _MASK, block >> 32, offset & _MASK, (offset >> 32) & _MASK],
-        [seed & _MASK, (seed >> 32) & _MASK],
-    )
+    words = philox_blocks(count, 2 if dtype == torch.float64 else 4, key)
     if dtype == torch.float64:
         radius = words[1].double() * 2.0**-32 + words[0].double() * 2.0**-64
         angle = (words[3] << 32 | words[2]).double() * 2.0**-64

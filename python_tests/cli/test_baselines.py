@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowops.cli.baselines import histogram_bits, logit, trivial_baselines
+from flowops.cli.baselines import histogram_bits, trivial_baselines
 from flowops.data import FASHION_MNIST_FOLDER, ImageData, load_images
-from flowops.testing import jacobian_logdet
 
 
 def image_data(train: np.ndarray, test: np.ndarray, levels: int) -> ImageData:
@@ -30,13 +29,6 @@ def test_histogram_of_uniform_pixels_costs_the_levels():
     data = rng.integers(0, 16, (20_000, 4))
     bits = histogram_bits(torch.from_numpy(data[:16_000]), torch.from_numpy(data[16_000:]), 16)
     assert bits == pytest.approx(4.0, abs=0.01)
-
-
-@pytest.mark.parametrize("margin", [1e-6, 0.05])
-def test_logit_log_det_is_that_of_its_jacobian(margin):
-    y = torch.rand(3, 4, dtype=torch.float64)
-    expected = jacobian_logdet(lambda x: logit(x, margin)[0], y)
-    torch.testing.assert_close(logit(y, margin)[1], expected, rtol=0, atol=1e-10)
 
 
 def test_gaussian_finds_the_entropy_of_correlated_pixels():

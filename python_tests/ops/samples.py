@@ -71,6 +71,28 @@ def key(rng: random.Random) -> Tensor:
     return torch.tensor([rng.getrandbits(62), rng.getrandbits(40)], dtype=torch.int64)
 
 
+def dequantize_logit(rng: random.Random) -> Arguments:
+    shape, inverse, levels = shape_of(rng), chance(rng), rng.choice((1, 17, 256))
+    x = normal(*shape) if inverse else torch.rand(shape) * levels
+    if not inverse and chance(rng):
+        x = torch.randint(0, levels, shape, dtype=torch.uint8)
+    noise = None if inverse or chance(rng) else key(rng)
+    if noise is not None and x.is_floating_point():
+        x = x.floor()
+    logdet = normal(shape[0]) if chance(rng) else None
+    return [x, noise, logdet, levels, rng.choice((1e-6, 0.05)), inverse]
+
+
+def dequantize_logit_backward(rng: random.Random) -> Arguments:
+    x, noise, _, *options = dequantize_logit(rng)
+    x = x.float()
+    return [torch.randn_like(x), normal(x.size(0)), x, noise, *options]
+
+
+def uniform_noise(rng: random.Random) -> Arguments:
+    return [key(rng), list(shape_of(rng)), torch.float32]
+
+
 def gaussian_log_prob(rng: random.Random) -> Arguments:
     shape = shape_of(rng)
     given = [normal(*shape) if chance(rng) else None for _ in range(2)]
@@ -232,12 +254,12 @@ SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
     function.__name__: function
     for function in (
         actnorm, actnorm_backward, actnorm_statistics, affine_coupling, affine_coupling_backward,
-        gaussian_log_prob, gaussian_log_prob_backward, gaussian_noise, gaussian_rsample,
-        gaussian_rsample_backward, invertible_conv1x1,
+        dequantize_logit, dequantize_logit_backward, gaussian_log_prob, gaussian_log_prob_backward,
+        gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
         invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
         invertible_conv1x1_lu, invertible_conv1x1_lu_backward, linear_attention,
         linear_attention_backward, random_key,
         rational_quadratic_spline, rational_quadratic_spline_backward, spectral_norm,
-        spectral_norm_backward,
+        spectral_norm_backward, uniform_noise,
     )
 }  # fmt: skip

@@ -95,11 +95,11 @@ def test_does_not_depend_on_threads(device: torch.device) -> None:
     assert torch.equal(draws[0], draws[2])
 
 
-def kolmogorov_smirnov(sample: Tensor) -> float:
-    """sqrt(n) times the largest distance from the normal distribution function."""
-    uniform = torch.special.ndtr(sample.double()).sort().values
-    n = sample.numel()
-    steps = torch.arange(n, device=sample.device, dtype=torch.float64) / n
+def kolmogorov_smirnov(ranks: Tensor) -> float:
+    """sqrt(n) times the largest distance from the uniform distribution function."""
+    uniform = ranks.double().sort().values
+    n = uniform.numel()
+    steps = torch.arange(n, device=uniform.device, dtype=torch.float64) / n
     return float(torch.maximum(uniform - steps, steps + 1 / n - uniform).max()) * math.sqrt(n)
 
 
@@ -114,13 +114,61 @@ def test_numbers_are_standard_normal(dtype: torch.dtype, device: torch.device) -
     assert abs(float(x.pow(3).mean())) < 5 * math.sqrt(15 / n)
     assert abs(float(x.pow(4).mean()) - 3) < 5 * math.sqrt(96 / n)
     # 2.2 is passed with probability 1e-4.
-    assert kolmogorov_smirnov(x) < 2.2
+    ranks = torch.special.ndtr(x)
+    assert kolmogorov_smirnov(ranks) < 2.2
     for place in range(4):
-        assert kolmogorov_smirnov(x[place::4]) < 2.2
+        assert kolmogorov_smirnov(ranks[place::4]) < 2.2
     # A tail beyond what 24 bits of radius could give is 5.8; the largest of a million is about 4.9.
     assert 4.2 < float(x.abs().max()) < 6.3
     far = 2 * n * float(torch.special.ndtr(torch.tensor(-4.0, dtype=torch.float64)))
     assert abs(int((x.abs() > 4).sum()) - far) < 5 * math.sqrt(far)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_numbers_are_uniform(dtype: torch.dtype, device: torch.device) -> None:
+    key = ops.random_key(generator=torch.Generator().manual_seed(13), device=device)
+    x = flowops.rand(COUNT, key=key, dtype=dtype)
+    assert float(x.min()) >= 0
+    assert float(x.max()) < 1
+    assert kolmogorov_smirnov(x) < 2.2
+    for place in range(4):
+        assert kolmogorov_smirnov(x[place::4]) < 2.2
+    # Each of 16 bits is set in half of the numbers, and by itself.
+    bits = torch.stack([(x * 2**k).floor().remainder(2) for k in range(1, 17)]).double() - 0.5
+    correlation = 4 * (bits @ bits.T) / COUNT - torch.eye(16, device=device)
+    assert float(correlation.abs().max()) < 5 / math.sqrt(COUNT)
+    assert float(bits.mean(1).abs().max()) < 2.5 / math.sqrt(COUNT)
+    for lag in (1, 2, 4, 16, 512):
+        product = (x[lag:].double() - 0.5) * (x[:-lag].double() - 0.5)
+        assert abs(float(product.mean())) < 5 / 12 / math.sqrt(COUNT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_uniform_numbers_are_words_of_the_published_block(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    words = VECTORS[0][2]
+    key = torch.zeros(2, dtype=torch.int64, device=device)
+    if dtype == torch.float32:
+        expected = [(word >> 8) / 2**24 for word in words]
+    else:
+        pairs = (words[:2], words[2:])
+        expected = [((high << 32 | low) >> 11) / 2**53 for low, high in pairs]
+    got = flowops.rand(len(expected), key=key, dtype=dtype)
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_uniform_numbers_equal_the_reference_and_are_prefixes(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    key = torch.tensor([-1, as_int64(0xFFFFFFFF, 0x80000000)], device=device)
+    whole = flowops.rand(40_001, key=key, dtype=dtype)
+    assert torch.equal(whole, reference.rand((40_001,), key=key, dtype=dtype))
+    for count in (1, 3, 4, 5, 63, 64, 511, 513, 2050):
+        assert torch.equal(flowops.rand(count, key=key, dtype=dtype), whole[:count])
+    assert torch.equal(flowops.rand(20, [50], key=key, dtype=dtype).flatten(), whole[:1000])
+    assert flowops.rand(0, 3, key=key).shape == (0, 3)
 
 
 def test_neighbours_are_independent(device: torch.device) -> None:
