@@ -34,10 +34,11 @@ _STEPS_BLOCK = 0.1
 
 
 def all_cases() -> list[Case | StepCase]:
-    """The cases of every module in benchmarks/cases."""
+    """The cases of every module in benchmarks/cases, those of models last: they take longest."""
     modules = pkgutil.iter_modules(benchmarks.cases.__path__)
     loaded = [importlib.import_module(f"benchmarks.cases.{module.name}") for module in modules]
-    return [case for module in loaded for case in module.CASES]
+    cases = [case for module in loaded for case in module.CASES]
+    return sorted(cases, key=lambda case: isinstance(case, StepCase))
 
 
 def error_against(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
