@@ -130,7 +130,7 @@ class LinearAttention : public torch::autograd::Function<LinearAttention> {
                                                       cu_seqlens, feature_map, causal, normalize, eps);
     const auto or_none = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
     ctx->save_for_backward({q, k, v, or_none(initial_kv), or_none(initial_z), or_none(key_padding_mask),
-                            or_none(cu_seqlens), out, denominator});
+                            or_none(cu_seqlens), out, kv, z, denominator});
     ctx->saved_data["options"] = std::vector<int64_t>{feature_map, causal, normalize};
     ctx->saved_data["eps"] = eps;
     ctx->mark_non_differentiable({denominator});
@@ -147,10 +147,10 @@ class LinearAttention : public torch::autograd::Function<LinearAttention> {
     if (at::GradMode::is_enabled()) {
       return composed_backward(grads, saved, {static_cast<FeatureMap>(options[0]), causal, normalize, eps});
     }
-    auto [q, k, v, kv, z] =
-        linear_attention_backward(grads[0], optional(grads[1]), optional(grads[2]), saved[0], saved[1],
-                                  saved[2], optional(saved[3]), optional(saved[4]), optional(saved[5]),
-                                  optional(saved[6]), saved[7], saved[8], options[0], causal, normalize, eps);
+    auto [q, k, v, kv, z] = linear_attention_backward(
+        grads[0], optional(grads[1]), optional(grads[2]), saved[0], saved[1], saved[2], optional(saved[3]),
+        optional(saved[4]), optional(saved[5]), optional(saved[6]), saved[7], saved[8], saved[9], saved[10],
+        options[0], causal, normalize, eps);
     variable_list result{q, k, v};
     if (saved[3].defined()) result.insert(result.end(), {kv, z});
     result.resize(11);

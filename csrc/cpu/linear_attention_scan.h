@@ -93,11 +93,11 @@ class HeadScan {
         update_state(count);
       });
     } else {
-      for_each_chunk(begin, key_end, [&](int64_t count) {
+      for_each_chunk(begin, scan_.complete ? begin : key_end, [&](int64_t count) {
         load_key_and_value(count);
         update_state(count);
       });
-      for_each_chunk(begin, query_end, [&](int64_t count) {
+      for_each_chunk(begin, scan_.target.data ? query_end : begin, [&](int64_t count) {
         load_query(count);
         start_sums(count);
         write(count);

@@ -32,16 +32,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_at
     const at::Tensor& grad_out, const OptionalTensor& grad_kv, const OptionalTensor& grad_z,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& initial_kv,
     const OptionalTensor& initial_z, const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
-    const at::Tensor& out, const at::Tensor& denominator, int64_t feature_map, bool causal, bool normalize,
-    double eps) {
+    const at::Tensor& out, const at::Tensor& kv, const at::Tensor& z, const at::Tensor& denominator,
+    int64_t feature_map, bool causal, bool normalize, double eps) {
   check_linear_attention_inputs(q, k, v, initial_kv, initial_z, key_padding_mask, cu_seqlens, feature_map,
                                 causal, eps);
-  check_linear_attention_backward_inputs(grad_out, grad_kv, grad_z, q, v, cu_seqlens, out, denominator,
+  check_linear_attention_backward_inputs(grad_out, grad_kv, grad_z, q, v, cu_seqlens, out, kv, z, denominator,
                                          normalize);
   check_columns(q, v);
   const DeviceGuard guard(q);
   const auto call = prepare_linear_attention_backward(grad_out, grad_kv, grad_z, q, k, v, initial_kv,
-                                                      initial_z, key_padding_mask, cu_seqlens, out,
+                                                      initial_z, key_padding_mask, cu_seqlens, out, kv, z,
                                                       denominator, feature_map, causal, normalize, eps);
   for (const AttentionScan& scan : call.scans) {
     check_launch(launch_linear_attention_scan(storage_type(q.scalar_type()), scan, current_stream()),

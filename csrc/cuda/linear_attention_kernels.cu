@@ -94,7 +94,7 @@ class BlockScan {
       query_end = key_end = clamped(scan_.offsets[sequence_ + 1], begin);
     }
     load_state();
-    if (!scan_.causal) {
+    if (!scan_.causal && !scan_.complete) {
       for (int64_t start = begin; start < key_end; start += chunk_) {
         const int count = start_chunk(begin, key_end, start);
         load(scan_.key, count, 0, int(scan_.key.columns), key_);
@@ -103,6 +103,7 @@ class BlockScan {
         add_to_state(count);
       }
     }
+    if (scan_.target.data == nullptr) query_end = begin;
     for (int64_t start = begin; start < query_end; start += chunk_) {
       const int count = start_chunk(begin, query_end, start);
       load(scan_.query, count, 0, int(scan_.query.columns), query_);

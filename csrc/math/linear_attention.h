@@ -10,6 +10,8 @@
 //   dL/df(q) = scan(G', v', f(k); S'_0^T)
 //   dL/df(k) = scan(v', G', f(q); R'^T), in reversed time
 //   dL/dv    = scan(f(k), f(q), G'; R'), in reversed time; its last state is dL/dS'_0.
+// Where every row sees all others, all of them see the last state: the first scan starts with that of the
+// forward pass, and the other two with dL/dS'_0, which is made once.
 #pragma once
 
 #include <cstdint>

@@ -20,13 +20,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_at
     const at::Tensor& grad_out, const OptionalTensor& grad_kv, const OptionalTensor& grad_z,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& initial_kv,
     const OptionalTensor& initial_z, const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
-    const at::Tensor& out, const at::Tensor& denominator, int64_t feature_map, bool causal, bool normalize,
-    double eps) {
+    const at::Tensor& out, const at::Tensor& kv, const at::Tensor& z, const at::Tensor& denominator,
+    int64_t feature_map, bool causal, bool normalize, double eps) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::linear_attention_backward", "")
                              .typed<decltype(linear_attention_backward)>();
   return op.call(grad_out, grad_kv, grad_z, q, k, v, initial_kv, initial_z, key_padding_mask, cu_seqlens, out,
-                 denominator, feature_map, causal, normalize, eps);
+                 kv, z, denominator, feature_map, causal, normalize, eps);
 }
 
 TORCH_LIBRARY_FRAGMENT(flowops, m) {
@@ -38,7 +38,8 @@ TORCH_LIBRARY_FRAGMENT(flowops, m) {
   m.def(
       "linear_attention_backward(Tensor grad_out, Tensor? grad_kv, Tensor? grad_z, Tensor q, Tensor k, "
       "Tensor v, Tensor? initial_kv, Tensor? initial_z, Tensor? key_padding_mask, Tensor? cu_seqlens, "
-      "Tensor out, Tensor denominator, int feature_map, bool causal, bool normalize, float eps) "
+      "Tensor out, Tensor kv, Tensor z, Tensor denominator, int feature_map, bool causal, bool normalize, "
+      "float eps) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

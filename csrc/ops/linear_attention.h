@@ -12,6 +12,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "common/checks.h"
 #include "ops/linear_attention_params.h"
@@ -26,14 +27,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_attention(
     const OptionalTensor& initial_z, const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
     int64_t feature_map, bool causal, bool normalize, double eps);
 
-// The gradients of q, k, v and the initial state, the latter (0) where none was given. `out` and
-// `denominator` are those that the forward pass returned.
+// The gradients of q, k, v and the initial state, the latter (0) where causal and none was given. `out`, `kv`,
+// `z` and `denominator` are what the forward pass returned.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_attention_backward(
     const at::Tensor& grad_out, const OptionalTensor& grad_kv, const OptionalTensor& grad_z,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& initial_kv,
     const OptionalTensor& initial_z, const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
-    const at::Tensor& out, const at::Tensor& denominator, int64_t feature_map, bool causal, bool normalize,
-    double eps);
+    const at::Tensor& out, const at::Tensor& kv, const at::Tensor& z, const at::Tensor& denominator,
+    int64_t feature_map, bool causal, bool normalize, double eps);
 
 inline constexpr const char* kLinearAttention = "linear_attention";
 
@@ -123,14 +124,19 @@ inline void check_linear_attention_inputs(const at::Tensor& q, const at::Tensor&
 inline void check_linear_attention_backward_inputs(const at::Tensor& grad_out, const OptionalTensor& grad_kv,
                                                    const OptionalTensor& grad_z, const at::Tensor& q,
                                                    const at::Tensor& v, const OptionalTensor& cu_seqlens,
-                                                   const at::Tensor& out, const at::Tensor& denominator,
+                                                   const at::Tensor& out, const at::Tensor& kv,
+                                                   const at::Tensor& z, const at::Tensor& denominator,
                                                    bool normalize) {
   const int64_t sequences = attention_sequences(q, cu_seqlens);
   const std::array<int64_t, 4> sizes{q.size(0), q.size(1), q.size(2), v.size(3)};
   check_attention_rows("grad_out", grad_out, sizes, q);
   check_attention_rows("out", out, sizes, q);
-  check_attention_state("grad_kv", grad_kv, {sequences, q.size(2), q.size(3), v.size(3)}, q);
-  check_attention_state("grad_z", grad_z, {sequences, q.size(2), q.size(3)}, q);
+  const std::array<int64_t, 4> state_sizes{sequences, q.size(2), q.size(3), v.size(3)};
+  const auto z_sizes = at::IntArrayRef(state_sizes).slice(0, 3);
+  check_attention_state("grad_kv", grad_kv, state_sizes, q);
+  check_attention_state("grad_z", grad_z, z_sizes, q);
+  check_attention_state("kv", kv, state_sizes, q);
+  check_attention_state("z", z, z_sizes, q);
   if (normalize) check_attention_state("denominator", denominator, at::IntArrayRef(sizes).slice(0, 3), q);
 }
 
@@ -215,29 +221,30 @@ inline AttentionCall prepare_linear_attention(const at::Tensor& q, const at::Ten
 
 struct AttentionBackwardCall {
   AttentionInputs held;
-  at::Tensor grad_out, grad_kv, grad_z, out, denominator;
+  at::Tensor grad_out, grad_kv, grad_z, out, kv, z, denominator;
   at::Tensor grad_q, grad_k, grad_v, grad_initial_kv, grad_initial_z;
-  std::array<AttentionScan, 3> scans;
+  std::vector<AttentionScan> scans;
 };
 
 inline AttentionBackwardCall prepare_linear_attention_backward(
     const at::Tensor& grad_out, const OptionalTensor& grad_kv, const OptionalTensor& grad_z,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& initial_kv,
     const OptionalTensor& initial_z, const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
-    const at::Tensor& out, const at::Tensor& denominator, int64_t feature_map, bool causal, bool normalize,
-    double eps) {
+    const at::Tensor& out, const at::Tensor& kv, const at::Tensor& z, const at::Tensor& denominator,
+    int64_t feature_map, bool causal, bool normalize, double eps) {
   AttentionBackwardCall call;
   call.held = hold_attention_inputs(q, k, v, initial_kv, initial_z, key_padding_mask, cu_seqlens);
   call.grad_out = with_dense_columns(grad_out), call.out = with_dense_columns(out);
   if (grad_kv) call.grad_kv = grad_kv->contiguous();
   if (grad_z) call.grad_z = grad_z->contiguous();
-  call.denominator = denominator.contiguous();
+  call.kv = kv.contiguous(), call.z = z.contiguous(), call.denominator = denominator.contiguous();
   call.grad_q = q.new_empty(q.sizes()), call.grad_k = k.new_empty(k.sizes());
   call.grad_v = v.new_empty(v.sizes());
   const auto wide = q.options().dtype(accumulation_type(q.scalar_type()));
-  const bool has_initial = initial_kv.has_value();
-  call.grad_initial_kv = has_initial ? q.new_empty(initial_kv->sizes(), wide) : q.new_empty({0}, wide);
-  call.grad_initial_z = has_initial ? q.new_empty(initial_z->sizes(), wide) : q.new_empty({0}, wide);
+  // What all queries give the keys and values is the gradient of an initial state, wanted or not.
+  const bool of_state = initial_kv.has_value() || !causal;
+  call.grad_initial_kv = of_state ? q.new_empty(kv.sizes(), wide) : q.new_empty({0}, wide);
+  call.grad_initial_z = of_state ? q.new_empty(z.sizes(), wide) : q.new_empty({0}, wide);
 
   AttentionScan common =
       attention_scan(call.held, static_cast<FeatureMap>(feature_map), causal, normalize, eps);
@@ -246,8 +253,7 @@ inline AttentionBackwardCall prepare_linear_attention_backward(
   const AttentionFactor query = common.query, key = common.key, value = common.value;
   const AttentionFactor grad{AttentionKind::kGradient, attention_rows(call.grad_out), common.value_dim, true,
                              false};
-  auto& [of_q, of_k, of_v] = call.scans;
-  of_q = of_k = of_v = common;
+  AttentionScan of_q = common, of_k = common, of_v = common;
 
   of_q.query = grad, of_q.key = value, of_q.value = key;
   of_q.transposed = true;
@@ -259,13 +265,25 @@ inline AttentionBackwardCall prepare_linear_attention_backward(
 
   of_v.query = key, of_v.key = query, of_v.value = grad;
   of_v.target = attention_rows(call.grad_v);
-  if (has_initial) of_v.final = attention_state(call.grad_initial_kv, call.grad_initial_z);
 
   for (AttentionScan* scan : {&of_k, &of_v}) {
     scan->reverse = causal;
     scan->initial = attention_state(call.grad_kv, call.grad_z);
     std::swap(scan->query_time, scan->key_time);
   }
+  const AttentionState of_initial = attention_state(call.grad_initial_kv, call.grad_initial_z);
+  if (causal) {
+    if (initial_kv) of_v.final = of_initial;
+    call.scans = {of_q, of_k, of_v};
+    return call;
+  }
+  // Every row sees the last state: that of the keys is there, and that of the queries is made once.
+  AttentionScan gather = of_v;
+  gather.target = {}, gather.final = of_initial;
+  of_q.complete = of_k.complete = of_v.complete = true;
+  of_q.initial = attention_state(call.kv, call.z);
+  of_k.initial = of_v.initial = of_initial;
+  call.scans = {of_q, gather, of_k, of_v};
   return call;
 }
 

@@ -48,7 +48,8 @@ struct AttentionScan {
   AttentionFactor query, key, value;
   AttentionState initial, final;  // of `final` either may be null, and is not wanted then
   bool transposed = false;        // the state is S'^T; then there is no final one
-  AttentionRows target;           // as many columns as value, less the tail
+  bool complete = false;          // the initial state is the last one: the keys are in it already
+  AttentionRows target;           // as many columns as value, less the tail; null if not wanted (non-causal)
   AttentionRows features;         // x of the factor f'(x) of the target, null where it has none
   AttentionRows new_denominator;  // of the forward pass where normalised, else null
 };

@@ -262,6 +262,8 @@ def _(
     key_padding_mask: Tensor | None,
     cu_seqlens: Tensor | None,
     out: Tensor,
+    final_kv: Tensor,
+    final_z: Tensor,
     denominator: Tensor,
     feature_map: int,
     causal: bool,
@@ -269,9 +271,7 @@ def _(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(q.dtype)
-    state = [
-        q.new_empty(0, dtype=wide) if t is None else q.new_empty(t.shape, dtype=wide)
-        for t in (initial_kv, initial_z)
-    ]
+    wanted = initial_kv is not None or not causal
+    state = [q.new_empty(t.shape if wanted else 0, dtype=wide) for t in (final_kv, final_z)]
     q, k, v = (t.new_empty(t.shape) for t in (q, k, v))
     return q, k, v, state[0], state[1]

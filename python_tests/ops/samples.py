@@ -208,7 +208,7 @@ def linear_attention_backward(rng: random.Random) -> Arguments:
     out, kv, z, denominator = torch.ops.flowops.linear_attention(*arguments)
     grads = [torch.randn_like(t) if chance(rng) else None for t in (kv, z)]
     given, settings = arguments[:7], arguments[7:]
-    return [torch.randn_like(out), *grads, *given, out, denominator, *settings]
+    return [torch.randn_like(out), *grads, *given, out, kv, z, denominator, *settings]
 
 
 def rational_quadratic_spline(rng: random.Random) -> Arguments:
