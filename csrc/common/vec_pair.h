@@ -29,6 +29,22 @@ struct Pair {
     first.store(target), second.store(target + V::kLanes);
   }
 
+  // The first `count` lanes; the others read as zero and are not written.
+  template <typename T>
+  static FLOWOPS_INLINE Pair load(const T* source, int64_t count) {
+    if (count >= kLanes) return load(source);
+    const int64_t rest = count - V::kLanes;
+    return rest > 0 ? Pair(V::load(source), V::load(source + V::kLanes, rest))
+                    : Pair(V::load(source, count), V(T(0)));
+  }
+  template <typename T>
+  FLOWOPS_INLINE void store(T* target, int64_t count) const {
+    if (count >= kLanes) return store(target);
+    const int64_t rest = count - V::kLanes;
+    if (rest <= 0) return first.store(target, count);
+    first.store(target), second.store(target + V::kLanes, rest);
+  }
+
   Pair& operator+=(Pair other) { return *this = *this + other; }
   Pair& operator*=(Pair other) { return *this = *this * other; }
   friend Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }

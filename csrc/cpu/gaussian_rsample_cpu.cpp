@@ -1,8 +1,3 @@
-#if defined(__AVX512F__) && !defined(__clang__)
-// GCC 12 takes undefined operands inside its own intrinsics for uses of them (GCC bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
 #include <ATen/Parallel.h>
 
 #include <algorithm>

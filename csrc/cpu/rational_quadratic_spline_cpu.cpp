@@ -6,7 +6,7 @@
 #include "common/dispatch.h"
 #include "common/vec_pair.h"
 #include "cpu/row.h"
-#include "cpu/segments.h"
+#include "cpu/sample_tasks.h"
 #include "cpu/transpose.h"
 #include "ops/rational_quadratic_spline.h"
 
@@ -14,49 +14,25 @@ namespace flowops {
 namespace {
 
 // Elements to a thread: the work of one pays for many of an element-wise op.
-constexpr int64_t kGrain = 512;
-// Elements whose operands are gathered together.
-constexpr int kTile = 512;
+constexpr int64_t kSplineGrain = 512;
 
 template <typename T>
 using Lanes = Pair<Vec<T>>;
 
-// A tile of one operand, in arithmetic type.
+// Where the rows of a part lie; those that fill up the last group are the last one again.
 template <typename T>
-struct Values {
-  alignas(64) T data[kTile] = {};
-
-  template <typename scalar_t>
-  void gather(const Operand& a, const FlatShape& shape, int64_t first, int count) {
-    const auto* source = static_cast<const scalar_t*>(a.data);
-    for_each_segment(a, shape, first, count, [&](int at, int64_t offset, int length, int64_t stride) {
-      if (stride == 1) return load_row(source + offset, data + at, length);
-      for (int i = 0; i < length; ++i) data[at + i] = static_cast<T>(source[offset + i * stride]);
-    });
-  }
-
-  template <typename scalar_t>
-  void scatter(const Operand& a, const FlatShape& shape, int64_t first, int count) const {
-    auto* target = static_cast<scalar_t*>(a.data);
-    for_each_segment(a, shape, first, count, [&](int at, int64_t offset, int length, int64_t stride) {
-      if (stride == 1) return store_row(data + at, target + offset, length);
-      for (int i = 0; i < length; ++i) target[offset + i * stride] = static_cast<scalar_t>(data[at + i]);
-    });
-  }
-
-  Lanes<T> get(int at) const { return Lanes<T>::load(data + at); }
-  void set(int at, Lanes<T> value) { value.store(data + at); }
-};
-
-// Where the rows of a tile lie; those that fill up the last group are the last one again.
 struct RowOffsets {
-  int64_t at[kTile];
+  int64_t at[kTileSize + Lanes<T>::kLanes];
 
-  void find(const Operand& a, const FlatShape& shape, int64_t first, int count) {
-    for_each_segment(a, shape, first, count, [&](int start, int64_t offset, int length, int64_t stride) {
-      for (int i = 0; i < length; ++i) at[start + i] = offset + i * stride;
-    });
-    std::fill(at + count, at + kTile, at[count - 1]);
+  void find(const SampleTasks& tasks, const Operand& a, const SampleTasks::Part& part) {
+    const auto [operand, tile] = tasks.place(a, part);
+    const int64_t start =
+        tile.batch * operand.batch + tile.outer * operand.outer + tile.inner * operand.inner;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      int64_t* const row = at + r * tile.columns;
+      for (int64_t c = 0; c < tile.columns; ++c) row[c] = start + r * operand.outer + c * operand.inner;
+    }
+    std::fill_n(at + tile.size(), Lanes<T>::kLanes, at[tile.size() - 1]);
   }
 };
 
@@ -183,17 +159,17 @@ class Workspace {
   std::vector<T> rows_, logits_, shares_;
 };
 
-// The domains of the elements of a tile.
+// The domains of the elements of a part.
 template <typename T>
 class Domains {
  public:
   explicit Domains(const SplineParams& p) : p_(p) {}
 
-  void find(const FlatShape& shape, int64_t first, int count) {
-    if (p_.bounds.data) offsets_.find(p_.bounds, shape, first, count);
+  void find(const SampleTasks& tasks, const SampleTasks::Part& part) {
+    if (p_.bounds.data) offsets_.find(tasks, p_.bounds, part);
   }
 
-  SplineDomain<Lanes<T>> get(int at) const {
+  SplineDomain<Lanes<T>> get(int64_t at) const {
     if (!p_.bounds.data) {
       const auto& ends = p_.domain;
       return SplineDomain<Lanes<T>>(SplineDomain<T>(T(ends[0]), T(ends[1]), T(ends[2]), T(ends[3])));
@@ -209,74 +185,16 @@ class Domains {
 
  private:
   const SplineParams& p_;
-  RowOffsets offsets_;
+  RowOffsets<T> offsets_;
 };
 
-// Sums over samples of values that come in the flat order.
-template <typename T>
-class SampleSums {
- public:
-  SampleSums(const SplineForwardParams& p, int64_t batch)
-      : sums_(static_cast<T*>(p.logdet.data)),
-        start_(static_cast<const T*>(p.logdet_in)),
-        elements_(p.elements()),
-        batch_(batch),
-        left_(elements_) {}
-
-  void add(const T* values, int count) {
-    for (int i = 0; i < count;) {
-      const int length = int(std::min<int64_t>(left_, count - i));
-      total_ += sum(values + i, length);
-      i += length, left_ -= length;
-      if (left_ > 0) continue;
-      sums_[batch_] = static_cast<T>(total_ + (start_ ? double(start_[batch_]) : 0));
-      total_ = 0, left_ = elements_, ++batch_;
-    }
+// Calls body(first, count) for the groups of a part, each of the elements that fill Lanes, or the rest.
+template <typename T, typename Body>
+void for_each_group(const SampleTasks::Part& part, const Body& body) {
+  const int64_t size = part.samples * part.size;
+  for (int64_t i = 0; i < size; i += Lanes<T>::kLanes) {
+    body(i, int(std::min<int64_t>(Lanes<T>::kLanes, size - i)));
   }
-
- private:
-  static double sum(const T* values, int count) {
-    constexpr int kParts = 8;
-    double parts[kParts] = {}, rest = 0;
-    const int whole = count / kParts * kParts;
-    for (int i = 0; i < whole; i += kParts) {
-      for (int k = 0; k < kParts; ++k) parts[k] += double(values[i + k]);
-    }
-    for (int i = whole; i < count; ++i) rest += double(values[i]);
-    for (const double part : parts) rest += part;
-    return rest;
-  }
-
-  T* sums_;
-  const T* start_;
-  int64_t elements_, batch_, left_;
-  double total_ = 0;
-};
-
-// The sums of samples without elements.
-template <typename T>
-void clear_sums(const SplineForwardParams& p) {
-  const auto* start = static_cast<const T*>(p.logdet_in);
-  for (int64_t b = 0; b < p.batch; ++b) static_cast<T*>(p.logdet.data)[b] = start ? start[b] : T(0);
-}
-
-// Calls body(first, count) with the tiles of samples [begin, end): whole samples, or parts of one, so that
-// the threads do not change the order of its sum.
-template <typename Body>
-void for_each_tile(int64_t elements, int64_t begin, int64_t end, const Body& body) {
-  const int64_t samples = std::max<int64_t>(1, kTile / elements);
-  for (int64_t batch = begin; batch < end; batch += samples) {
-    const int64_t last = std::min(batch + samples, end) * elements;
-    for (int64_t first = batch * elements; first < last; first += kTile) {
-      body(first, int(std::min<int64_t>(kTile, last - first)));
-    }
-  }
-}
-
-template <typename Body>
-void for_each_sample_range(const SplineParams& p, const Body& body) {
-  if (p.elements() == 0) return;
-  at::parallel_for(0, p.batch, std::max<int64_t>(1, kGrain / p.elements()), body);
 }
 
 // The arithmetic of a group, compiled once a type of arithmetic.
@@ -308,55 +226,66 @@ template <typename T>
 template <typename scalar_t, typename T>
 void run_forward(const SplineForwardParams& p) {
   const auto form = convert_form<T>(p.form);
-  const FlatShape shape{p.outer, p.inner};
-  if (p.elements() == 0 && p.summed) clear_sums<T>(p);
-  for_each_sample_range(p, [&](int64_t begin, int64_t end) {
+  const SampleTasks tasks(p, kSplineGrain);
+  const T* start = static_cast<const T*>(p.logdet_in);
+  SampleSums sums(tasks, p.batch, static_cast<T*>(p.logdet.data),
+                  [=](int64_t sample, double sum) { return start ? sum + double(start[sample]) : sum; });
+  at::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
+    alignas(64) T buffers[3][kTileSize];
     Workspace<T> work(p);
-    Values<T> x, z, logdet;
-    RowOffsets rows;
+    RowOffsets<T> rows;
     Domains<T> domains(p);
-    SampleSums<T> sums(p, begin);
-    for_each_tile(p.elements(), begin, end, [&](int64_t first, int count) {
-      x.template gather<scalar_t>(p.x, shape, first, count);
-      rows.find(p.params.first, shape, first, count);
-      domains.find(shape, first, count);
-      for (int i = 0; i < count; i += Lanes<T>::kLanes) {
-        work.template load<scalar_t>(p.params, rows.at + i);
-        const auto result = evaluate<T>(p, form, domains.get(i), x.get(i), work);
-        z.set(i, result.value), logdet.set(i, result.logdet);
-      }
-      z.template scatter<scalar_t>(p.z, shape, first, count);
-      if (p.summed) return sums.add(logdet.data, count);
-      logdet.template scatter<T>(p.logdet, shape, first, count);
-    });
+    for (int64_t task = begin; task < end; ++task) {
+      tasks.for_each_part(task, [&](const SampleTasks::Part& part) {
+        const T* x = tasks.load<scalar_t>(p.x, part, buffers[0]);
+        T* z = tasks.output<scalar_t>(p.z, part, buffers[1]);
+        T* logdet = p.summed ? buffers[2] : tasks.output<T>(p.logdet, part, buffers[2]);
+        rows.find(tasks, p.params.first, part);
+        domains.find(tasks, part);
+        for_each_group<T>(part, [&](int64_t i, int count) {
+          work.template load<scalar_t>(p.params, rows.at + i);
+          const auto result = evaluate<T>(p, form, domains.get(i), Lanes<T>::load(x + i, count), work);
+          result.value.store(z + i, count);
+          result.logdet.store(logdet + i, count);
+        });
+        tasks.store<scalar_t>(p.z, part, z);
+        if (!p.summed) return tasks.store<T>(p.logdet, part, logdet);
+        sums.add(task, part, [&](int64_t at, int64_t size) { return row_sum(logdet + at, size); });
+      });
+    }
   });
+  if (p.summed) sums.close();
 }
 
 template <typename scalar_t, typename T>
 void run_backward(const SplineBackwardParams& p) {
   const auto form = convert_form<T>(p.form);
-  const FlatShape shape{p.outer, p.inner};
-  for_each_sample_range(p, [&](int64_t begin, int64_t end) {
+  const SampleTasks tasks(p, kSplineGrain);
+  at::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
+    alignas(64) T buffers[4][kTileSize];
     Workspace<T> work(p), gradients(p);
-    Values<T> x, grad_z, grad_logdet, grad_x;
-    RowOffsets rows, grad_rows;
+    RowOffsets<T> rows, grad_rows;
     Domains<T> domains(p);
-    for_each_tile(p.elements(), begin, end, [&](int64_t first, int count) {
-      x.template gather<scalar_t>(p.x, shape, first, count);
-      grad_z.template gather<scalar_t>(p.grad_z, shape, first, count);
-      grad_logdet.template gather<T>(p.grad_logdet, shape, first, count);
-      rows.find(p.params.first, shape, first, count);
-      grad_rows.find(p.grad_params.first, shape, first, count);
-      domains.find(shape, first, count);
-      for (int i = 0; i < count; i += Lanes<T>::kLanes) {
-        work.template load<scalar_t>(p.params, rows.at + i);
-        const Upstream<T> upstream{grad_z.get(i), grad_logdet.get(i)};
-        grad_x.set(i, evaluate_gradient<T>(p, form, domains.get(i), upstream, x.get(i), work, gradients));
-        gradients.template store<scalar_t>(p.grad_params, grad_rows.at + i,
-                                           std::min(count - i, Lanes<T>::kLanes));
-      }
-      grad_x.template scatter<scalar_t>(p.grad_x, shape, first, count);
-    });
+    for (int64_t task = begin; task < end; ++task) {
+      tasks.for_each_part(task, [&](const SampleTasks::Part& part) {
+        const T* x = tasks.load<scalar_t>(p.x, part, buffers[0]);
+        const T* grad_z = tasks.load<scalar_t>(p.grad_z, part, buffers[1]);
+        const T* grad_logdet = tasks.load<T>(p.grad_logdet, part, buffers[2]);
+        T* grad_x = tasks.output<scalar_t>(p.grad_x, part, buffers[3]);
+        rows.find(tasks, p.params.first, part);
+        grad_rows.find(tasks, p.grad_params.first, part);
+        domains.find(tasks, part);
+        for_each_group<T>(part, [&](int64_t i, int count) {
+          const auto get = [&](const T* data) { return Lanes<T>::load(data + i, count); };
+          work.template load<scalar_t>(p.params, rows.at + i);
+          const Upstream<T> upstream{get(grad_z), get(grad_logdet)};
+          const auto grad = evaluate_gradient<T>(p, form, domains.get(i), upstream, get(x), work, gradients);
+          grad.store(grad_x + i, count);
+          gradients.template store<scalar_t>(p.grad_params, grad_rows.at + i, count);
+        });
+        tasks.store<scalar_t>(p.grad_x, part, grad_x);
+      });
+    }
   });
 }
 

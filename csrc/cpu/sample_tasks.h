@@ -61,8 +61,9 @@ class SampleTasks {
   // How an operand is read at a part: samples that lie one after another are one row of all their elements.
   std::pair<Operand, Tile> place(const Operand& a, const Part& part) const {
     if (together_ == 0) return {a, part.tile};
-    if (a.inner == 1 && a.batch == size_) {
-      return {{a.data, 0, 0, 1}, {0, 0, part.sample * size_, 1, part.samples * size_}};
+    const int64_t stride = size_ == 1 ? a.batch : a.inner;
+    if (a.batch == size_ * stride) {
+      return {{a.data, 0, 0, stride}, {0, 0, part.sample * size_, 1, part.samples * size_}};
     }
     return {{a.data, 0, a.batch, a.inner}, part.tile};
   }

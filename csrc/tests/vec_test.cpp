@@ -1,5 +1,6 @@
 // common/vec*.h and cpu/transpose.h against the C library in double, lane by lane; built once for each
 // instruction set.
+#include <algorithm>
 #include <limits>
 #include <random>
 
@@ -129,6 +130,14 @@ void test_pairs() {
     all_operations(Vec<T>::load(x + half), Vec<T>::load(y + half)).store(wanted + half);
   }
   for (int i = 0; i < 2 * kLanes; ++i) expect_close(output[i], wanted[i], 0, "a pair is its two vectors");
+  for (int count = 1; count <= 2 * kLanes; ++count) {
+    std::fill_n(output, 2 * kLanes, T(-7));
+    Both::load(x, count).store(output, 2 * kLanes);
+    for (int i = 0; i < 2 * kLanes; ++i) expect_close(output[i], i < count ? x[i] : 0, 0, "part of a pair");
+    std::fill_n(output, 2 * kLanes, T(-7));
+    Both::load(x).store(output, count);
+    for (int i = 0; i < 2 * kLanes; ++i) expect_close(output[i], i < count ? x[i] : -7, 0, "part of a pair");
+  }
 }
 
 template <typename T>
