@@ -259,6 +259,25 @@ def test_gradcheck_twice(inverse: bool, noise: bool, device: torch.device) -> No
     assert torch.autograd.gradgradcheck(run, (x, logdet))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_for_gradients_is_that_of_the_kernel(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    x = (torch.rand(3, 4, 5, device=device) * 17).to(dtype).requires_grad_()
+    outputs = (
+        ops.logit(x, alpha=0.05, levels=17),
+        ops.dequantize_logit(x, 18, alpha=0.05, key=ops.random_key(device=device)),
+        ops.logit_inverse(x - 8, alpha=0.05, levels=17),
+    )
+    for output in outputs:
+        weights = [torch.randn_like(t) for t in output]
+        fused, composed = (
+            torch.autograd.grad(output, x, weights, retain_graph=True, create_graph=create)[0]
+            for create in (False, True)
+        )
+        assert_close(composed, fused, dtype=dtype, factor=4)
+
+
 def test_only_logdet_wants_a_gradient(device: torch.device) -> None:
     values = torch.zeros(2, 3, dtype=torch.uint8, device=device)
     before = torch.zeros(2, device=device, requires_grad=True)

@@ -211,6 +211,23 @@ def test_gradcheck_twice(given: tuple[bool, bool], device: torch.device) -> None
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_for_gradients_is_that_of_the_kernel(
+    given: tuple[bool, bool], dtype: torch.dtype, device: torch.device
+) -> None:
+    inputs = make_inputs((3, 4, 5), given, device, dtype)
+    leaves = [t.requires_grad_() for t in inputs if t is not None]
+    total = ops.gaussian_log_prob(*inputs)
+    weights = torch.randn_like(total)
+    fused, composed = (
+        torch.autograd.grad(total, leaves, weights, retain_graph=True, create_graph=create)
+        for create in (False, True)
+    )
+    for a, b in zip(composed, fused, strict=True):
+        assert_close(a, b, dtype=dtype, factor=4)
+
+
 @pytest.mark.parametrize("wanted", range(3))
 def test_one_gradient_alone(wanted: int, device: torch.device) -> None:
     inputs = list(torch.randn(3, 4, 6, device=device, dtype=torch.float64))
