@@ -27,8 +27,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_attention(
     const OptionalTensor& initial_z, const OptionalTensor& key_padding_mask, const OptionalTensor& cu_seqlens,
     int64_t feature_map, bool causal, bool normalize, double eps);
 
-// The gradients of q, k, v and the initial state, the latter (0) where causal and none was given. `out`, `kv`,
-// `z` and `denominator` are what the forward pass returned.
+// The gradients of q, k, v and the initial state, the latter (0) where causal and none was given. `out`,
+// `kv`, `z` and `denominator` are what the forward pass returned.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_attention_backward(
     const at::Tensor& grad_out, const OptionalTensor& grad_kv, const OptionalTensor& grad_z,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& initial_kv,

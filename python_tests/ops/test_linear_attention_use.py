@@ -182,7 +182,8 @@ def test_opcheck(variant: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.flowops.linear_attention, (*given, *settings))
     plain = [t.detach() if t is not None else None for t in given]
     out, last_kv, last_z, denominator = torch.ops.flowops.linear_attention(*plain, *settings)
-    backward = (torch.ones_like(out), last_kv, last_z, *plain, out, last_kv, last_z, denominator, *settings)
+    results = out, last_kv, last_z, denominator
+    backward = (torch.ones_like(out), last_kv, last_z, *plain, *results, *settings)
     torch.library.opcheck(torch.ops.flowops.linear_attention_backward, backward)
 
 
