@@ -252,6 +252,22 @@ def test_nan_stays_where_it_is(form: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("form", FORMS)
+def test_gradient_for_gradients_is_that_of_the_kernel(
+    form: str, prior: str, device: torch.device
+) -> None:
+    leaves = [t.requires_grad_() for t in make_inputs((3, 4, 5), device, form, prior)]
+    outputs = call(ops.gaussian_rsample_kl, leaves, form, prior, ops.random_key(device=device))
+    weights = [torch.randn_like(t) for t in outputs]
+    fused, composed = (
+        torch.autograd.grad(outputs, leaves, weights, retain_graph=True, create_graph=create)
+        for create in (False, True)
+    )
+    for a, b in zip(composed, fused, strict=True):
+        assert_close(a, b, dtype=torch.float64, factor=10)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("form", FORMS)
 def test_gradcheck_twice(form: str, prior: str, device: torch.device) -> None:
     leaves = [t.requires_grad_() for t in make_inputs((2, 3), device, form, prior)]
     key = ops.random_key(device=device)
