@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import pkgutil
@@ -105,7 +106,10 @@ def run_steps(
     with device:
         steps = case.steps(installed, compile_ours)
     absent = [name for name in case.rivals if name not in installed]
-    result: dict[str, Any] = {"op": case.op, "case": case.name, "absent": absent}
+    versions = {name: importlib.metadata.version(name) for name in installed}
+    result: dict[str, Any] = {
+        "op": case.op, "case": case.name, "absent": absent, "versions": versions,
+    }  # fmt: skip
     for name, step in steps.items():
         losses = [step().item() for _ in range(_WARM_UP)]
         if not losses[-1] < losses[0]:

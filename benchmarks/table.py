@@ -51,9 +51,12 @@ def step_table(report: dict[str, Any]) -> list[str]:
     rivals = list(dict.fromkeys(name for r in steps for name in r["step"] if name != "ours"))
     if not steps:
         return []
+    versions = {name: version for r in steps for name, version in r["versions"].items()}
+    others = "".join(f", {name} {version}" for name, version in versions.items())
     lines = [
         "",
-        "Whole training steps, ours in milliseconds, and how many times as long the others take:",
+        "Whole training steps, ours in milliseconds, and how many times as long the others take"
+        f"{others}:",
         "",
         f"| model | case | ours | {' | '.join(rivals)} |",
         f"|---|---|---{'|---' * len(rivals)}|",
