@@ -52,11 +52,10 @@ def step_table(report: dict[str, Any]) -> list[str]:
     if not steps:
         return []
     versions = {name: version for r in steps for name, version in r["versions"].items()}
-    others = "".join(f", {name} {version}" for name, version in versions.items())
+    others = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         "",
-        "Whole training steps, ours in milliseconds, and how many times as long the others take"
-        f"{others}:",
+        f"Whole training steps, ours in milliseconds, and how many times as long {others} take:",
         "",
         f"| model | case | ours | {' | '.join(rivals)} |",
         f"|---|---|---{'|---' * len(rivals)}|",
