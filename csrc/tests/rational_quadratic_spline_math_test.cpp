@@ -18,7 +18,7 @@ struct Shares {
 };
 
 constexpr int kBins = 5;
-constexpr SplineDomain<double> kDomain{-2, 3, -1, 2.5}, kSquare{-2, 2, -2, 2};
+const SplineDomain<double> kDomain{-2, 3, -1, 2.5}, kSquare{-2, 2, -2, 2};
 
 struct Spline {
   SplineForm<double> form;
