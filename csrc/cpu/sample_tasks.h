@@ -95,14 +95,23 @@ class SampleTasks {
   int64_t together_;
 };
 
+// By as many partial sums as 128 bytes hold, for vectors of any width: each addition to a longer sum rounds
+// more off.
 template <typename T>
 double row_sum(const T* values, int64_t size) {
   using V = Vec<T>;
-  V sum(0);
+  constexpr int kSums = 128 / kVectorBytes, kStep = kSums * V::kLanes;
+  V sums[kSums] = {};
   int64_t i = 0;
-  for (; i + V::kLanes <= size; i += V::kLanes) sum += V::load(values + i);
-  if (i < size) sum += V::load(values + i, size - i);
-  return double(sum.sum());
+  for (; i + kStep <= size; i += kStep) {
+    for (int k = 0; k < kSums; ++k) sums[k] += V::load(values + i + k * V::kLanes);
+  }
+  for (int k = 0; i < size; ++k, i += V::kLanes) {
+    sums[k] += V::load(values + i, std::min<int64_t>(V::kLanes, size - i));
+  }
+  double total = 0;
+  for (const V& sum : sums) total += double(sum.sum());
+  return total;
 }
 
 // What is summed over each sample: out[b] = finish(b, sum).

@@ -48,13 +48,10 @@ def expected_of(
 
 
 def assert_totals(got: Tensor, want: Tensor, shape: tuple[int, ...]) -> None:
-    """Sums of terms of up to 10 of both signs: what counts is the size of the terms.
-
-    Narrow vectors add more of them one after another.
-    """
+    """Sums of terms of up to 10 of both signs: what counts is the size of the terms."""
     count = torch.Size(shape[1:]).numel()
     rtol, atol = TOLERANCES[got.dtype]
-    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol * (2 + count / 4))
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol * (2 + count / 8))
 
 
 def noisy(values: Tensor, levels: int, key: Tensor) -> Tensor:
