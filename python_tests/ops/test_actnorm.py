@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cases import DTYPES
 from torch import Tensor
 
 from flowops import ops, reference
 from flowops.testing import assert_close, jacobian_logdet
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Vectors, sequences, images and volumes; rows above and below one tile; odd sizes.
 SHAPES = (
     (3, 5),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ops.cases import DTYPES
 
 from flowops import ops, reference
 from flowops.testing import assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Positions of one and of several blocks a channel, more channels than a block has threads, rows
 # that take 16-byte vectors or do not, and nothing at all.
 SHAPES = (

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cases import DTYPES
 from torch import Tensor
 
 from flowops import ops, reference
 from flowops.ops.affine_coupling import LAYOUTS, ORDERS, SCALES
 from flowops.testing import assert_close, jacobian_logdet
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((3, 5), (2, 3, 7), (2, 4, 5, 3), (2, 3, 2, 3, 2), (1, 1, 1, 1), (5, 63), (2, 2, 25, 33))
 VARIANTS = list(itertools.product(SCALES, ORDERS, LAYOUTS))
 OPS = {False: ops.affine_coupling, True: ops.affine_coupling_inverse}

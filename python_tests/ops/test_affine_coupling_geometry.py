@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from test_affine_coupling import DTYPES, SCALES, compare, make_inputs
+from ops.cases import DTYPES
+from test_affine_coupling import SCALES, compare, make_inputs
 
 from flowops import ops
 

@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cases import DTYPES, SAMPLE_SHAPES
 from torch import Tensor
 
 import flowops
 from flowops import ops, reference
 from flowops.testing import TOLERANCES, assert_close, jacobian_logdet
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Vectors, images and volumes; several samples a tile, samples of several chunks, odd sizes.
-SHAPES = (
-    (3, 5),
-    (500, 63),
-    (103, 5),
-    (4, 700),
-    (2, 3, 7),
-    (2, 12, 8, 8),
-    (2, 3, 83, 81),
-    (2, 3, 2, 3, 2),
-    (1, 1),
-)
 ALPHAS = (0.05, 1e-6)
 
 
@@ -79,7 +67,7 @@ def compare_gradients(ours: tuple[Any, Any], theirs: tuple[Any, Any], leaves: li
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_float64(dtype: torch.dtype, alpha: float, device: torch.device) -> None:
-    for shape, levels in itertools.product(SHAPES, (1, 256)):
+    for shape, levels in itertools.product(SAMPLE_SHAPES, (1, 256)):
         values = torch.rand(shape, dtype=torch.float64) * levels
         key = None if levels == 1 else ops.random_key(device=device)
         values = (values if key is None else values.floor()).to(device, dtype).clamp(max=levels)
@@ -101,7 +89,7 @@ def test_matches_float64(dtype: torch.dtype, alpha: float, device: torch.device)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inverse_matches_float64(dtype: torch.dtype, alpha: float, device: torch.device) -> None:
-    for shape, levels in itertools.product(SHAPES, (1, 17)):
+    for shape, levels in itertools.product(SAMPLE_SHAPES, (1, 17)):
         z = (3 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
         x, wide = z.clone().requires_grad_(), z.double().requires_grad_()
         ours = ops.logit_inverse(x, alpha=alpha, levels=levels)
@@ -115,7 +103,7 @@ def test_inverse_matches_float64(dtype: torch.dtype, alpha: float, device: torch
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_bytes_are_read_as_they_are(alpha: float, device: torch.device) -> None:
-    for shape in SHAPES:
+    for shape in SAMPLE_SHAPES:
         values = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         key = ops.random_key(device=device)
         z, logdet = ops.dequantize_logit(values, 256, alpha=alpha, key=key)

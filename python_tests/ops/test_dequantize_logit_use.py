@@ -13,8 +13,6 @@ import flowops
 from flowops import ops
 from flowops.testing import assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 
 def test_generators_and_keys(device: torch.device) -> None:
     values = torch.zeros(4, 6, dtype=torch.uint8, device=device)

@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cases import DTYPES, SAMPLE_SHAPES
 from torch import Tensor
 from torch.distributions import Normal
 
 from flowops import ops, reference
 from flowops.testing import TOLERANCES, assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Vectors, images and volumes; several samples a tile, samples of several chunks, odd sizes.
-SHAPES = (
-    (3, 5),
-    (500, 63),
-    (103, 5),
-    (4, 700),
-    (2, 3, 7),
-    (2, 12, 8, 8),
-    (2, 3, 83, 81),
-    (2, 3, 2, 3, 2),
-    (1, 1),
-)
 # Which of mean and log_scale are given.
 GIVEN = tuple(itertools.product((False, True), repeat=2))
 
@@ -77,7 +65,7 @@ def compare(inputs: list[Tensor | None]) -> None:
 def test_matches_torch_distributions(
     given: tuple[bool, bool], dtype: torch.dtype, device: torch.device
 ) -> None:
-    for shape in SHAPES:
+    for shape in SAMPLE_SHAPES:
         compare(make_inputs(shape, given, device, dtype))
 
 

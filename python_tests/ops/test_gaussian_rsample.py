@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cases import DTYPES, SAMPLE_SHAPES
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -14,19 +15,7 @@ import flowops
 from flowops import ops, reference
 from flowops.testing import TOLERANCES, assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FORMS = ("logvar", "log_std", "std", "softplus")
-# Vectors, images and volumes; several samples a tile, samples of several chunks, odd sizes.
-SHAPES = (
-    (3, 5),
-    (500, 63),
-    (4, 700),
-    (2, 3, 7),
-    (2, 12, 8, 8),
-    (2, 3, 83, 81),
-    (2, 3, 2, 3, 2),
-    (1, 1),
-)
 PRIORS = ("standard", "given", "residual")
 
 
@@ -104,7 +93,7 @@ def compare(inputs: list[Tensor], form: str, prior: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_reference(form: str, prior: str, dtype: torch.dtype, device: torch.device) -> None:
-    for shape in SHAPES:
+    for shape in SAMPLE_SHAPES:
         compare(make_inputs(shape, device, form, prior, dtype), form, prior)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ops.cases import DTYPES
 
 from flowops import ops, reference
 from flowops.testing import assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Channels below and above every switch of kernel, one and several tiles of positions, images that
 # end within a tile, and nothing at all.
 SHAPES = (

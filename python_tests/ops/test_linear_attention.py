@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from ops.cases import DTYPES
 from torch import Tensor
 
 from flowops import ops, reference
 from flowops.testing import assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # (B, Tq, Tk, H, D, Dv): below, at and above chunks and vectors, one row, more than one tile.
 SHAPES = ((2, 70, 70, 3, 5, 7), (1, 33, 33, 2, 40, 70), (2, 1, 1, 1, 17, 3), (1, 64, 64, 2, 16, 1))
 CROSS = ((2, 20, 45, 2, 16, 33), (1, 45, 20, 1, 3, 4))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cases import DTYPES
 from torch import Tensor
 
 from flowops import ops, reference
 from flowops.testing import assert_close, jacobian_logdet
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TAILS = ("linear", "circular", "none")
 # Less and more than a vector of lanes, one element a sample, images, a sample of two blocks.
 SHAPES = ((5, 1), (1100, 1), (3, 7), (37, 32), (2, 3, 4, 5), (1, 2, 65, 66), (1, 1))

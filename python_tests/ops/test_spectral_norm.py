@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from ops.cases import DTYPES
 from torch import Tensor
 from torch.nn.utils import parametrizations
 
 from flowops import ops, reference
 from flowops.testing import assert_close
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Ragged, odd, one row, one column, several tiles of rows and chunks of columns.
 SHAPES = ((8, 3, 3, 3), (5, 7), (1, 5), (33, 1), (20, 16, 2, 2), (37, 70))
 Layers = tuple[list[Tensor], list[Tensor], list[Tensor]]
