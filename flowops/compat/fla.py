@@ -55,32 +55,30 @@ def chunk_linear_attn(
     Source:
         Katharopoulos et al., Transformers are RNNs, 2020, arXiv:2006.16236.
     """
-    return _attend(q, k, v, scale, initial_state, output_final_state, normalize, cu_seqlens)
+    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
+    if scale == 0:
+        raise ValueError("linear_attn: scale must not be 0, got 0")
+    if isinstance(initial_state, tuple) and not normalize:
+        raise ValueError("linear_attn: initial_state must be one tensor with normalize=False")
+    out, (kv, z) = ops.linear_attention_state(
+        # Where normalised, only eps feels the scale.
+        q if normalize else q * scale,
+        k,
+        v,
+        feature_map="identity",
+        causal=True,
+        normalize=normalize,
+        eps=_EPS / scale,
+        cu_seqlens=cu_seqlens,
+        initial_state=_state(initial_state),
+    )
+    if not output_final_state:
+        return out, None
+    return out, (kv, z.unsqueeze(1)) if normalize else kv
 
 
-def fused_chunk_linear_attn(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float | None = None,
-    initial_state: State | None = None,
-    output_final_state: bool = False,
-    normalize: bool = True,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, State | None]:
-    """Return what :func:`chunk_linear_attn` returns: there is one kernel.
-
-    Args:
-        q: See there.
-        k: See there.
-        v: See there.
-        scale: See there.
-        initial_state: See there.
-        output_final_state: See there.
-        normalize: See there.
-        cu_seqlens: See there.
-    """
-    return _attend(q, k, v, scale, initial_state, output_final_state, normalize, cu_seqlens)
+#: There is one kernel.
+fused_chunk_linear_attn = chunk_linear_attn
 
 
 def fused_recurrent_linear_attn(
@@ -108,47 +106,19 @@ def fused_recurrent_linear_attn(
         cu_seqlens: See there.
     """
     if not reverse:
-        return _attend(q, k, v, scale, initial_state, output_final_state, normalize, cu_seqlens)
+        return chunk_linear_attn(
+            q, k, v, scale, initial_state, output_final_state, normalize, cu_seqlens
+        )
     # Backwards in time the sequences of a packed batch come in the opposite order too.
     packed = cu_seqlens is not None
     if packed:
         cu_seqlens = q.size(1) - cu_seqlens.flip(0)
         initial_state = _flip_sequences(initial_state)
     q, k, v = (t.flip(1) for t in (q, k, v))
-    out, final = _attend(q, k, v, scale, initial_state, output_final_state, normalize, cu_seqlens)
-    return out.flip(1), _flip_sequences(final) if packed else final
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float | None,
-    initial_state: State | None,
-    output_final_state: bool,
-    normalize: bool,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, State | None]:
-    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
-    if scale == 0:
-        raise ValueError("linear_attn: scale must not be 0, got 0")
-    if isinstance(initial_state, tuple) and not normalize:
-        raise ValueError("linear_attn: initial_state must be one tensor with normalize=False")
-    out, (kv, z) = ops.linear_attention_state(
-        # Where normalised, only eps feels the scale.
-        q if normalize else q * scale,
-        k,
-        v,
-        feature_map="identity",
-        causal=True,
-        normalize=normalize,
-        eps=_EPS / scale,
-        cu_seqlens=cu_seqlens,
-        initial_state=_state(initial_state),
+    out, final = chunk_linear_attn(
+        q, k, v, scale, initial_state, output_final_state, normalize, cu_seqlens
     )
-    if not output_final_state:
-        return out, None
-    return out, (kv, z.unsqueeze(1)) if normalize else kv
+    return out.flip(1), _flip_sequences(final) if packed else final
 
 
 def _state(initial: State | None) -> tuple[Tensor, Tensor] | None:
