@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "common/cuda_types.h"
 #include "common/operand.h"
 
 namespace flowops {
@@ -50,6 +51,19 @@ inline bool takes_vectors(const Operand& a, int64_t inner, int bytes) {
 inline bool take_vectors(std::initializer_list<const Operand*> operands, int64_t inner, int bytes) {
   return std::all_of(operands.begin(), operands.end(),
                      [&](const Operand* a) { return takes_vectors(*a, inner, bytes); });
+}
+
+// `vectors` says that every operand takes 16-byte accesses.
+struct VectorSplit {
+  SampleSplit samples;
+  bool vectors;
+};
+
+template <typename Params>
+VectorSplit split_vectors(StorageType type, const Params& p, std::initializer_list<const Operand*> operands) {
+  const int bytes = storage_bytes(type);
+  const bool vectors = take_vectors(operands, p.inner, bytes);
+  return {split_samples(p.batch, p.outer * p.inner, vectors ? 16 / bytes : 1), vectors};
 }
 
 }  // namespace flowops

@@ -57,6 +57,18 @@ inline at::Tensor empty_like_layout(const at::Tensor& x, at::ScalarType type) {
 
 inline at::Tensor empty_like_layout(const at::Tensor& x) { return empty_like_layout(x, x.scalar_type()); }
 
+// Walks samples like `x` planar whatever its layout: rows of pixels, or for vectors, where it returns true,
+// one row of channels.
+template <typename Params>
+bool walk_planar(Params& p, const at::Tensor& x) {
+  const int64_t pixels = pixel_count(x);
+  const bool vectors = pixels == 1;
+  p.batch = x.size(0);
+  p.outer = vectors ? 1 : x.size(1);
+  p.inner = vectors ? x.size(1) : pixels;
+  return vectors;
+}
+
 // Makes one row of all rows where every operand allows it.
 template <size_t kCount>
 void merge_rows(int64_t& outer, int64_t& inner, Operand* const (&operands)[kCount]) {

@@ -111,10 +111,7 @@ void run_backward(const DequantizeLogitBackwardParams& p) {
         tile.x = tasks.load<scalar_t>(p.x, part, buffers[1]);
         tile.grad_x = tasks.output<scalar_t>(p.grad_x, part, buffers[2]);
         tile.size = part.samples * part.size;
-        tile.upstream = upstream;
-        for (int64_t s = 0; s < part.samples; ++s) {
-          std::fill_n(upstream + s * part.size, part.size, grad_logdet[part.sample + s]);
-        }
+        tile.upstream = tasks.spread(grad_logdet, part, upstream);
         if (p.key) tile.noise = uniform_range(stream_of(p.key), part.first, tile.size, noise);
         run(tile, map);
         tasks.store<scalar_t>(p.grad_x, part, tile.grad_x);

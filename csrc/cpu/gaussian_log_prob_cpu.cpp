@@ -118,10 +118,7 @@ void run_backward(const GaussianLogProbBackwardParams& p) {
         tile.grad_mean = tasks.output<scalar_t>(p.grad_mean, part, buffers[4]);
         tile.grad_log_scale = tasks.output<scalar_t>(p.grad_log_scale, part, buffers[5]);
         tile.size = part.samples * part.size;
-        tile.upstream = upstream;
-        for (int64_t s = 0; s < part.samples; ++s) {
-          std::fill_n(upstream + s * part.size, part.size, grad[part.sample + s]);
-        }
+        tile.upstream = tasks.spread(grad, part, upstream);
         run(tile);
         tasks.store<scalar_t>(p.grad_x, part, tile.grad_x);
         tasks.store<scalar_t>(p.grad_mean, part, tile.grad_mean);

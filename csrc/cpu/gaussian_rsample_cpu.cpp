@@ -64,10 +64,7 @@ void run_backward(const GaussianRsampleBackwardParams& p) {
         tile.prior_scale = tasks.load<scalar_t>(p.prior_scale, part, buffers[4]);
         tile.size = part.samples * part.size;
         tile.noise = normal_range(stream, part.first, tile.size, noise);
-        for (int64_t s = 0; s < part.samples; ++s) {
-          std::fill_n(upstream + s * part.size, part.size, grad_kl[part.sample + s]);
-        }
-        tile.grad_kl = p.with_kl ? upstream : nullptr;
+        tile.grad_kl = p.with_kl ? tasks.spread(grad_kl, part, upstream) : nullptr;
         tile.grad_mean = tasks.output<scalar_t>(p.grad_mean, part, buffers[5]);
         tile.grad_scale = tasks.output<scalar_t>(p.grad_scale, part, buffers[6]);
         tile.grad_prior_mean = tasks.output<scalar_t>(p.grad_prior_mean, part, buffers[7]);

@@ -89,6 +89,15 @@ class SampleTasks {
     store_tile<scalar_t>(at, tile, buffer);
   }
 
+  // For every element of a part the value of its sample.
+  template <typename T>
+  const T* spread(const T* values, const Part& part, T* buffer) const {
+    for (int64_t s = 0; s < part.samples; ++s) {
+      std::fill_n(buffer + s * part.size, part.size, values[part.sample + s]);
+    }
+    return buffer;
+  }
+
  private:
   int64_t batch_, size_, grain_, inner_;
   TileGrid grid_;

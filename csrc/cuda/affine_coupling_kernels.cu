@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(kSplitThreads)
 }
 
 template <typename Params>
-AffineCouplingSplit split_params(StorageType type, const Params& p,
-                                 std::initializer_list<const Operand*> operands) {
+VectorSplit split_params(StorageType type, const Params& p, std::initializer_list<const Operand*> operands) {
   const int bytes = storage_bytes(type);
   bool vectors = take_vectors(operands, p.inner, bytes);
   int64_t elements = p.outer * p.inner;
@@ -155,7 +154,7 @@ cudaError_t launch_lanes(const AffineCouplingParams& p, const SampleSplit& split
 }
 
 template <typename scalar_t>
-cudaError_t launch_forward(const AffineCouplingParams& p, const AffineCouplingSplit& split, double* partial,
+cudaError_t launch_forward(const AffineCouplingParams& p, const VectorSplit& split, double* partial,
                            cudaStream_t stream) {
   const SampleSplit& samples = split.samples;
   const cudaError_t error = split.vectors
@@ -174,7 +173,7 @@ cudaError_t launch_lanes(const AffineCouplingBackwardParams& p, const SampleSpli
 }
 
 template <typename scalar_t>
-cudaError_t launch_backward(const AffineCouplingBackwardParams& p, const AffineCouplingSplit& split,
+cudaError_t launch_backward(const AffineCouplingBackwardParams& p, const VectorSplit& split,
                             cudaStream_t stream) {
   return split.vectors ? launch_lanes<scalar_t, Vector<scalar_t>::kSize>(p, split.samples, stream)
                        : launch_lanes<scalar_t, 1>(p, split.samples, stream);
@@ -182,22 +181,22 @@ cudaError_t launch_backward(const AffineCouplingBackwardParams& p, const AffineC
 
 }  // namespace
 
-AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCouplingParams& p) {
+VectorSplit split_affine_coupling(StorageType type, const AffineCouplingParams& p) {
   return split_params(type, p, {&p.x, &p.raw, &p.shift, &p.z});
 }
 
-AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCouplingBackwardParams& p) {
+VectorSplit split_affine_coupling(StorageType type, const AffineCouplingBackwardParams& p) {
   return split_params(type, p, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
 }
 
-cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p,
-                                   const AffineCouplingSplit& split, double* partial, cudaStream_t stream) {
+cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p, const VectorSplit& split,
+                                   double* partial, cudaStream_t stream) {
   return dispatch_storage(
       type, [&](auto zero) { return launch_forward<decltype(zero)>(p, split, partial, stream); });
 }
 
 cudaError_t launch_affine_coupling_backward(StorageType type, const AffineCouplingBackwardParams& p,
-                                            const AffineCouplingSplit& split, cudaStream_t stream) {
+                                            const VectorSplit& split, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 

@@ -8,19 +8,13 @@
 
 namespace flowops {
 
-// How a call's elements are dealt out; `vectors` says that every operand takes 16-byte accesses.
-struct AffineCouplingSplit {
-  SampleSplit samples;
-  bool vectors;
-};
-
-AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCouplingParams& p);
-AffineCouplingSplit split_affine_coupling(StorageType type, const AffineCouplingBackwardParams& p);
+VectorSplit split_affine_coupling(StorageType type, const AffineCouplingParams& p);
+VectorSplit split_affine_coupling(StorageType type, const AffineCouplingBackwardParams& p);
 
 // `partial` holds samples.chunks doubles a sample; it is not read where chunks is 1.
-cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p,
-                                   const AffineCouplingSplit& split, double* partial, cudaStream_t stream);
+cudaError_t launch_affine_coupling(StorageType type, const AffineCouplingParams& p, const VectorSplit& split,
+                                   double* partial, cudaStream_t stream);
 cudaError_t launch_affine_coupling_backward(StorageType type, const AffineCouplingBackwardParams& p,
-                                            const AffineCouplingSplit& split, cudaStream_t stream);
+                                            const VectorSplit& split, cudaStream_t stream);
 
 }  // namespace flowops

@@ -74,16 +74,8 @@ __global__ void __launch_bounds__(kSplitThreads)
   });
 }
 
-template <typename Params>
-DequantizeLogitSplit split_params(StorageType type, const Params& p,
-                                  std::initializer_list<const Operand*> operands) {
-  const int bytes = storage_bytes(type);
-  const bool vectors = take_vectors(operands, p.inner, bytes);
-  return {split_samples(p.batch, p.outer * p.inner, vectors ? 16 / bytes : 1), vectors};
-}
-
 template <typename in_t, typename scalar_t>
-cudaError_t launch_forward(const DequantizeLogitParams& p, const DequantizeLogitSplit& split, double* partial,
+cudaError_t launch_forward(const DequantizeLogitParams& p, const VectorSplit& split, double* partial,
                            cudaStream_t stream) {
   const SampleSplit& samples = split.samples;
   const auto kernel = split.vectors ? dequantize_logit_kernel<in_t, scalar_t, Vector<scalar_t>::kSize>
@@ -94,7 +86,7 @@ cudaError_t launch_forward(const DequantizeLogitParams& p, const DequantizeLogit
 }
 
 template <typename scalar_t>
-cudaError_t launch_backward(const DequantizeLogitBackwardParams& p, const DequantizeLogitSplit& split,
+cudaError_t launch_backward(const DequantizeLogitBackwardParams& p, const VectorSplit& split,
                             cudaStream_t stream) {
   const auto kernel = split.vectors ? dequantize_logit_backward_kernel<scalar_t, Vector<scalar_t>::kSize>
                                     : dequantize_logit_backward_kernel<scalar_t, 1>;
@@ -103,17 +95,16 @@ cudaError_t launch_backward(const DequantizeLogitBackwardParams& p, const Dequan
 
 }  // namespace
 
-DequantizeLogitSplit split_dequantize_logit(StorageType type, const DequantizeLogitParams& p) {
-  const auto split = p.bytes ? split_params(type, p, {&p.z}) : split_params(type, p, {&p.x, &p.z});
-  return split;
+VectorSplit split_dequantize_logit(StorageType type, const DequantizeLogitParams& p) {
+  return p.bytes ? split_vectors(type, p, {&p.z}) : split_vectors(type, p, {&p.x, &p.z});
 }
 
-DequantizeLogitSplit split_dequantize_logit(StorageType type, const DequantizeLogitBackwardParams& p) {
-  return split_params(type, p, {&p.grad_z, &p.x, &p.grad_x});
+VectorSplit split_dequantize_logit(StorageType type, const DequantizeLogitBackwardParams& p) {
+  return split_vectors(type, p, {&p.grad_z, &p.x, &p.grad_x});
 }
 
 cudaError_t launch_dequantize_logit(StorageType type, const DequantizeLogitParams& p,
-                                    const DequantizeLogitSplit& split, double* partial, cudaStream_t stream) {
+                                    const VectorSplit& split, double* partial, cudaStream_t stream) {
   if (p.bytes) return launch_forward<uint8_t, float>(p, split, partial, stream);
   return dispatch_storage(type, [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -122,7 +113,7 @@ cudaError_t launch_dequantize_logit(StorageType type, const DequantizeLogitParam
 }
 
 cudaError_t launch_dequantize_logit_backward(StorageType type, const DequantizeLogitBackwardParams& p,
-                                             const DequantizeLogitSplit& split, cudaStream_t stream) {
+                                             const VectorSplit& split, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 

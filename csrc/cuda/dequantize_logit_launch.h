@@ -8,22 +8,15 @@
 
 namespace flowops {
 
-// How a call's elements are dealt out; `vectors` says that z and a floating x take 16-byte accesses and that
-// whole blocks of the stream fall on them.
-struct DequantizeLogitSplit {
-  SampleSplit samples;
-  bool vectors;
-};
-
 // `type` is that of z.
-DequantizeLogitSplit split_dequantize_logit(StorageType type, const DequantizeLogitParams& p);
-DequantizeLogitSplit split_dequantize_logit(StorageType type, const DequantizeLogitBackwardParams& p);
+VectorSplit split_dequantize_logit(StorageType type, const DequantizeLogitParams& p);
+VectorSplit split_dequantize_logit(StorageType type, const DequantizeLogitBackwardParams& p);
 
 // `partial` holds samples.chunks doubles a sample; it is not read where chunks is 1.
 cudaError_t launch_dequantize_logit(StorageType type, const DequantizeLogitParams& p,
-                                    const DequantizeLogitSplit& split, double* partial, cudaStream_t stream);
+                                    const VectorSplit& split, double* partial, cudaStream_t stream);
 cudaError_t launch_dequantize_logit_backward(StorageType type, const DequantizeLogitBackwardParams& p,
-                                             const DequantizeLogitSplit& split, cudaStream_t stream);
+                                             const VectorSplit& split, cudaStream_t stream);
 
 // Of float or double.
 cudaError_t launch_uniform_noise(StorageType type, const NoiseParams& p, cudaStream_t stream);

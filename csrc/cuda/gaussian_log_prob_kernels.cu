@@ -78,16 +78,8 @@ __global__ void __launch_bounds__(kSplitThreads)
   });
 }
 
-template <typename Params>
-GaussianLogProbSplit split_params(StorageType type, const Params& p,
-                                  std::initializer_list<const Operand*> operands) {
-  const int bytes = storage_bytes(type);
-  const bool vectors = take_vectors(operands, p.inner, bytes);
-  return {split_samples(p.batch, p.outer * p.inner, vectors ? 16 / bytes : 1), vectors};
-}
-
 template <typename scalar_t>
-cudaError_t launch_forward(const GaussianLogProbParams& p, const GaussianLogProbSplit& split, double* partial,
+cudaError_t launch_forward(const GaussianLogProbParams& p, const VectorSplit& split, double* partial,
                            cudaStream_t stream) {
   const SampleSplit& samples = split.samples;
   const auto kernel = split.vectors ? gaussian_log_prob_kernel<scalar_t, Vector<scalar_t>::kSize>
@@ -98,7 +90,7 @@ cudaError_t launch_forward(const GaussianLogProbParams& p, const GaussianLogProb
 }
 
 template <typename scalar_t>
-cudaError_t launch_backward(const GaussianLogProbBackwardParams& p, const GaussianLogProbSplit& split,
+cudaError_t launch_backward(const GaussianLogProbBackwardParams& p, const VectorSplit& split,
                             cudaStream_t stream) {
   const auto kernel = split.vectors ? gaussian_log_prob_backward_kernel<scalar_t, Vector<scalar_t>::kSize>
                                     : gaussian_log_prob_backward_kernel<scalar_t, 1>;
@@ -107,23 +99,22 @@ cudaError_t launch_backward(const GaussianLogProbBackwardParams& p, const Gaussi
 
 }  // namespace
 
-GaussianLogProbSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbParams& p) {
-  return split_params(type, p, {&p.x, &p.mean, &p.log_scale});
+VectorSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbParams& p) {
+  return split_vectors(type, p, {&p.x, &p.mean, &p.log_scale});
 }
 
-GaussianLogProbSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbBackwardParams& p) {
-  return split_params(type, p, {&p.x, &p.mean, &p.log_scale, &p.grad_x, &p.grad_mean, &p.grad_log_scale});
+VectorSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbBackwardParams& p) {
+  return split_vectors(type, p, {&p.x, &p.mean, &p.log_scale, &p.grad_x, &p.grad_mean, &p.grad_log_scale});
 }
 
 cudaError_t launch_gaussian_log_prob(StorageType type, const GaussianLogProbParams& p,
-                                     const GaussianLogProbSplit& split, double* partial,
-                                     cudaStream_t stream) {
+                                     const VectorSplit& split, double* partial, cudaStream_t stream) {
   return dispatch_storage(
       type, [&](auto zero) { return launch_forward<decltype(zero)>(p, split, partial, stream); });
 }
 
 cudaError_t launch_gaussian_log_prob_backward(StorageType type, const GaussianLogProbBackwardParams& p,
-                                              const GaussianLogProbSplit& split, cudaStream_t stream) {
+                                              const VectorSplit& split, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 

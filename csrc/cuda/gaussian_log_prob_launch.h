@@ -8,19 +8,13 @@
 
 namespace flowops {
 
-// How a call's elements are dealt out; `vectors` says that every operand takes 16-byte accesses.
-struct GaussianLogProbSplit {
-  SampleSplit samples;
-  bool vectors;
-};
-
-GaussianLogProbSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbParams& p);
-GaussianLogProbSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbBackwardParams& p);
+VectorSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbParams& p);
+VectorSplit split_gaussian_log_prob(StorageType type, const GaussianLogProbBackwardParams& p);
 
 // `partial` holds samples.chunks doubles a sample; it is not read where chunks is 1.
 cudaError_t launch_gaussian_log_prob(StorageType type, const GaussianLogProbParams& p,
-                                     const GaussianLogProbSplit& split, double* partial, cudaStream_t stream);
+                                     const VectorSplit& split, double* partial, cudaStream_t stream);
 cudaError_t launch_gaussian_log_prob_backward(StorageType type, const GaussianLogProbBackwardParams& p,
-                                              const GaussianLogProbSplit& split, cudaStream_t stream);
+                                              const VectorSplit& split, cudaStream_t stream);
 
 }  // namespace flowops

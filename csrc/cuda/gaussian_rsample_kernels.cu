@@ -100,14 +100,6 @@ __global__ void __launch_bounds__(kSplitThreads)
   });
 }
 
-template <typename Params>
-GaussianRsampleSplit split_params(StorageType type, const Params& p,
-                                  std::initializer_list<const Operand*> operands) {
-  const int bytes = storage_bytes(type);
-  const bool vectors = take_vectors(operands, p.inner, bytes);
-  return {split_samples(p.batch, p.outer * p.inner, vectors ? 16 / bytes : 1), vectors};
-}
-
 // Calls body(scale) with the value of a type of math/gaussian_rsample.h.
 template <typename Body>
 cudaError_t dispatch_form(GaussianScaleForm form, const Body& body) {
@@ -121,7 +113,7 @@ cudaError_t dispatch_form(GaussianScaleForm form, const Body& body) {
 }
 
 template <typename scalar_t>
-cudaError_t launch_forward(const GaussianRsampleParams& p, const GaussianRsampleSplit& split, double* partial,
+cudaError_t launch_forward(const GaussianRsampleParams& p, const VectorSplit& split, double* partial,
                            cudaStream_t stream) {
   const SampleSplit& samples = split.samples;
   const cudaError_t error = dispatch_form(p.form, [&](auto scale) {
@@ -135,7 +127,7 @@ cudaError_t launch_forward(const GaussianRsampleParams& p, const GaussianRsample
 }
 
 template <typename scalar_t>
-cudaError_t launch_backward(const GaussianRsampleBackwardParams& p, const GaussianRsampleSplit& split,
+cudaError_t launch_backward(const GaussianRsampleBackwardParams& p, const VectorSplit& split,
                             cudaStream_t stream) {
   return dispatch_form(p.form, [&](auto scale) {
     using Scale = decltype(scale);
@@ -148,24 +140,24 @@ cudaError_t launch_backward(const GaussianRsampleBackwardParams& p, const Gaussi
 
 }  // namespace
 
-GaussianRsampleSplit split_gaussian_rsample(StorageType type, const GaussianRsampleParams& p) {
-  return split_params(type, p, {&p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.z});
+VectorSplit split_gaussian_rsample(StorageType type, const GaussianRsampleParams& p) {
+  return split_vectors(type, p, {&p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.z});
 }
 
-GaussianRsampleSplit split_gaussian_rsample(StorageType type, const GaussianRsampleBackwardParams& p) {
-  return split_params(type, p,
-                      {&p.grad_z, &p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.grad_mean,
-                       &p.grad_scale, &p.grad_prior_mean, &p.grad_prior_scale});
+VectorSplit split_gaussian_rsample(StorageType type, const GaussianRsampleBackwardParams& p) {
+  return split_vectors(type, p,
+                       {&p.grad_z, &p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.grad_mean,
+                        &p.grad_scale, &p.grad_prior_mean, &p.grad_prior_scale});
 }
 
 cudaError_t launch_gaussian_rsample(StorageType type, const GaussianRsampleParams& p,
-                                    const GaussianRsampleSplit& split, double* partial, cudaStream_t stream) {
+                                    const VectorSplit& split, double* partial, cudaStream_t stream) {
   return dispatch_storage(
       type, [&](auto zero) { return launch_forward<decltype(zero)>(p, split, partial, stream); });
 }
 
 cudaError_t launch_gaussian_rsample_backward(StorageType type, const GaussianRsampleBackwardParams& p,
-                                             const GaussianRsampleSplit& split, cudaStream_t stream) {
+                                             const VectorSplit& split, cudaStream_t stream) {
   return dispatch_storage(type, [&](auto zero) { return launch_backward<decltype(zero)>(p, split, stream); });
 }
 

@@ -8,21 +8,14 @@
 
 namespace flowops {
 
-// How a call's elements are dealt out; `vectors` says that every operand takes 16-byte accesses and that
-// whole blocks of the stream fall on them.
-struct GaussianRsampleSplit {
-  SampleSplit samples;
-  bool vectors;
-};
-
-GaussianRsampleSplit split_gaussian_rsample(StorageType type, const GaussianRsampleParams& p);
-GaussianRsampleSplit split_gaussian_rsample(StorageType type, const GaussianRsampleBackwardParams& p);
+VectorSplit split_gaussian_rsample(StorageType type, const GaussianRsampleParams& p);
+VectorSplit split_gaussian_rsample(StorageType type, const GaussianRsampleBackwardParams& p);
 
 // `partial` holds samples.chunks doubles a sample; it is not read where chunks is 1.
 cudaError_t launch_gaussian_rsample(StorageType type, const GaussianRsampleParams& p,
-                                    const GaussianRsampleSplit& split, double* partial, cudaStream_t stream);
+                                    const VectorSplit& split, double* partial, cudaStream_t stream);
 cudaError_t launch_gaussian_rsample_backward(StorageType type, const GaussianRsampleBackwardParams& p,
-                                             const GaussianRsampleSplit& split, cudaStream_t stream);
+                                             const VectorSplit& split, cudaStream_t stream);
 
 cudaError_t launch_gaussian_noise(StorageType type, const NoiseParams& p, cudaStream_t stream);
 

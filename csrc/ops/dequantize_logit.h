@@ -110,11 +110,7 @@ template <typename Call>
 void prepare_logit(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& key, int64_t levels,
                    double alpha, bool inverse) {
   auto& p = call.p;
-  const int64_t pixels = pixel_count(x);
-  const bool vectors = pixels == 1;
-  p.batch = x.size(0);
-  p.outer = vectors ? 1 : x.size(1);
-  p.inner = vectors ? x.size(1) : pixels;
+  const bool vectors = walk_planar(p, x);
   p.levels = static_cast<double>(levels), p.alpha = alpha, p.inverse = inverse;
   call.x = walkable(x);
   p.x = operand(call.x, vectors);

@@ -68,11 +68,7 @@ template <typename Call>
 void prepare_density(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& mean,
                      const std::optional<at::Tensor>& log_scale) {
   auto& p = call.p;
-  const int64_t pixels = pixel_count(x);
-  const bool vectors = pixels == 1;
-  p.batch = x.size(0);
-  p.outer = vectors ? 1 : x.size(1);
-  p.inner = vectors ? x.size(1) : pixels;
+  const bool vectors = walk_planar(p, x);
   call.x = walkable(x);
   p.x = operand(call.x, vectors);
   if (mean) call.mean = walkable(*mean), p.mean = operand(call.mean, vectors);

@@ -106,11 +106,7 @@ void prepare_gaussians(Call& call, const at::Tensor& mean, const at::Tensor& sca
                        bool with_kl) {
   auto& p = call.p;
   call.mean = walkable(mean), call.scale = walkable(scale), call.key = key.contiguous();
-  const int64_t pixels = pixel_count(mean);
-  const bool vectors = pixels == 1;
-  p.batch = mean.size(0);
-  p.outer = vectors ? 1 : mean.size(1);
-  p.inner = vectors ? mean.size(1) : pixels;
+  const bool vectors = walk_planar(p, mean);
   p.form = static_cast<GaussianScaleForm>(form);
   p.residual = residual, p.with_kl = with_kl;
   p.key = call.key.template const_data_ptr<int64_t>();
