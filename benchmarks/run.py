@@ -53,11 +53,12 @@ def error_against(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> flo
 
 def with_backward(function: Function, inputs: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
     """A call of ``function`` and of its gradients under fixed weights."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
+    moved = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+    leaves = [t for t in moved if t.requires_grad]
     weights = [torch.randn_like(out) for out in function(*inputs)]
 
     def call() -> Sequence[Tensor]:
-        return torch.autograd.grad(function(*leaves), leaves, weights)
+        return torch.autograd.grad(function(*moved), leaves, weights)
 
     return call
 

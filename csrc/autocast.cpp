@@ -10,6 +10,7 @@
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
 #include "ops/linear_attention.h"
+#include "ops/logistic_mixture_log_prob.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -49,6 +50,7 @@ void register_policies(torch::Library& m) {
   m.impl("invertible_conv1x1_lu", with_policy<&invertible_conv1x1_lu, CastPolicy::fp32, kDevice>());
   m.impl("invertible_conv1x1_full", with_policy<&invertible_conv1x1_full, CastPolicy::fp32, kDevice>());
   m.impl("linear_attention", &linear_attention_autocast<kDevice>);
+  m.impl("logistic_mixture_log_prob", with_policy<&logistic_mixture_log_prob, CastPolicy::fp32, kDevice>());
   m.impl("rational_quadratic_spline", with_policy<&rational_quadratic_spline, CastPolicy::fp32, kDevice>());
   m.impl("spectral_norm", with_policy<&spectral_norm, CastPolicy::fp32, kDevice>());
 }

@@ -12,4 +12,10 @@ struct Operand {
   int64_t batch = 0, outer = 0, inner = 0;
 };
 
+// One with an axis more, over the several numbers of an element.
+struct ParameterOperand {
+  Operand first;
+  int64_t step = 0;
+};
+
 }  // namespace flowops

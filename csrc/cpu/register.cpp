@@ -9,6 +9,7 @@
 #include "ops/invertible_conv1x1.h"
 #include "ops/invertible_conv1x1_prepare.h"
 #include "ops/linear_attention.h"
+#include "ops/logistic_mixture_log_prob.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -35,6 +36,8 @@ decltype(invertible_conv1x1_lu_backward) invertible_conv1x1_lu_backward_cpu;
 decltype(invertible_conv1x1_full_backward) invertible_conv1x1_full_backward_cpu;
 decltype(linear_attention) linear_attention_cpu;
 decltype(linear_attention_backward) linear_attention_backward_cpu;
+decltype(logistic_mixture_log_prob) logistic_mixture_log_prob_cpu;
+decltype(logistic_mixture_log_prob_backward) logistic_mixture_log_prob_backward_cpu;
 decltype(rational_quadratic_spline) rational_quadratic_spline_cpu;
 decltype(rational_quadratic_spline_backward) rational_quadratic_spline_backward_cpu;
 decltype(spectral_norm) spectral_norm_cpu;
@@ -62,6 +65,8 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("invertible_conv1x1_full_backward", &invertible_conv1x1_full_backward_cpu);
   m.impl("linear_attention", &linear_attention_cpu);
   m.impl("linear_attention_backward", &linear_attention_backward_cpu);
+  m.impl("logistic_mixture_log_prob", &logistic_mixture_log_prob_cpu);
+  m.impl("logistic_mixture_log_prob_backward", &logistic_mixture_log_prob_backward_cpu);
   m.impl("rational_quadratic_spline", &rational_quadratic_spline_cpu);
   m.impl("rational_quadratic_spline_backward", &rational_quadratic_spline_backward_cpu);
   m.impl("spectral_norm", &spectral_norm_cpu);

@@ -126,7 +126,7 @@ struct SplineBackwardCall {
 
 namespace detail {
 
-inline SplineOperand spline_operand(const at::Tensor& params, bool inner_channels) {
+inline ParameterOperand spline_operand(const at::Tensor& params, bool inner_channels) {
   return {operand(params.select(-1, 0), inner_channels), params.stride(-1)};
 }
 

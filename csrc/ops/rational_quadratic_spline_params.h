@@ -8,12 +8,6 @@
 
 namespace flowops {
 
-// An operand with one more axis, over the parameters of an element.
-struct SplineOperand {
-  Operand first;
-  int64_t step = 0;
-};
-
 struct SplineParams {
   int64_t batch = 0, outer = 0, inner = 0;
   int parameters = 0;
@@ -24,7 +18,7 @@ struct SplineParams {
   Operand bounds;           // of left, in the accumulation type; strides as the data's
   int64_t bounds_step = 0;  // from left to right, bottom and top
   Operand x;
-  SplineOperand params;
+  ParameterOperand params;
 
   int64_t elements() const { return outer * inner; }
 };
@@ -37,7 +31,7 @@ struct SplineForwardParams : SplineParams {
 
 struct SplineBackwardParams : SplineParams {
   Operand grad_z, grad_logdet, grad_x;
-  SplineOperand grad_params;
+  ParameterOperand grad_params;
 };
 
 }  // namespace flowops

@@ -6,5 +6,6 @@
 #include "ops/gaussian_rsample.cpp"
 #include "ops/invertible_conv1x1.cpp"
 #include "ops/linear_attention.cpp"
+#include "ops/logistic_mixture_log_prob.cpp"
 #include "ops/rational_quadratic_spline.cpp"
 #include "ops/spectral_norm.cpp"

@@ -16,6 +16,7 @@ from flowops.ops.invertible_conv1x1 import (
     invertible_conv1x1_lu,
 )
 from flowops.ops.linear_attention import linear_attention, linear_attention_state
+from flowops.ops.logistic_mixture_log_prob import logistic_mixture_log_prob
 from flowops.ops.rational_quadratic_spline import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -37,6 +38,7 @@ __all__ = [
     "invertible_conv1x1_lu",
     "linear_attention",
     "linear_attention_state",
+    "logistic_mixture_log_prob",
     "logit",
     "logit_inverse",
     "rand",

@@ -15,6 +15,7 @@ from .invertible_conv1x1 import (
     invertible_conv1x1_lu,
 )
 from .linear_attention import linear_attention, linear_attention_features, linear_attention_state
+from .logistic_mixture_log_prob import logistic_mixture_log_prob
 from .rational_quadratic_spline import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -38,6 +39,7 @@ __all__ = [
     "linear_attention",
     "linear_attention_features",
     "linear_attention_state",
+    "logistic_mixture_log_prob",
     "logit",
     "logit_inverse",
     "rand",

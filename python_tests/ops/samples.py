@@ -211,6 +211,19 @@ def linear_attention_backward(rng: random.Random) -> Arguments:
     return [torch.randn_like(out), *grads, *given, out, kv, z, denominator, *settings]
 
 
+def logistic_mixture_log_prob(rng: random.Random) -> Arguments:
+    shape, levels, components = shape_of(rng), rng.choice((2, 256)), rng.randint(1, 4)
+    colours = rng.choice((1, 3))
+    x = torch.randint(0, levels, (shape[0], colours, *shape[2:]), dtype=torch.uint8)
+    params = normal(shape[0], (10 if colours == 3 else 3) * components, *shape[2:])
+    return [x if chance(rng) else x.float(), params, levels, -7.0]
+
+
+def logistic_mixture_log_prob_backward(rng: random.Random) -> Arguments:
+    x, *arguments = logistic_mixture_log_prob(rng)
+    return [normal(x.size(0)), x, *arguments]
+
+
 def rational_quadratic_spline(rng: random.Random) -> Arguments:
     shape, tails, elementwise = shape_of(rng), rng.randint(0, 2), chance(rng)
     params = normal(*shape, 3 * rng.randint(1, 33) + tails - 1)
@@ -258,7 +271,8 @@ SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
         gaussian_noise, gaussian_rsample, gaussian_rsample_backward, invertible_conv1x1,
         invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
         invertible_conv1x1_lu, invertible_conv1x1_lu_backward, linear_attention,
-        linear_attention_backward, random_key,
+        linear_attention_backward, logistic_mixture_log_prob, logistic_mixture_log_prob_backward,
+        random_key,
         rational_quadratic_spline, rational_quadratic_spline_backward, spectral_norm,
         spectral_norm_backward, uniform_noise,
     )
