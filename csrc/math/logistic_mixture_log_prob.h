@@ -80,7 +80,8 @@ struct LogisticBin {
     half = exp(-log_scale) / top;
     const V distance = n - mean * top;
     upper = half * (distance + V(T(1))), lower = half * (distance - V(T(1)));
-    has_upper = n<top, has_lower = n> - top;
+    has_upper = n < top;
+    has_lower = -n < top;
     upper_tail = exp(negative_abs(upper)), lower_tail = exp(negative_abs(lower));
     decay = exp(-half);
     narrow = half < V(T(0.5));
