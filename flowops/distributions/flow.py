@@ -1,4 +1,4 @@
-"""Flows as distributions: base densities, and :class:`Flow`, which joins one to a bijector."""
+"""A flow as a distribution: a base density and a bijector."""
 
 from __future__ import annotations
 
@@ -7,141 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, TransformedDistribution, constraints
-from torch.distributions.kl import register_kl
+from torch.distributions import TransformedDistribution, constraints
 from torch.distributions.transforms import Transform
-from torch.nn.functional import softplus
 
-from flowops import ops
+from flowops.distributions.base import StandardLogistic, StandardNormal
 from flowops.nn.base import Bijector
-
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-
-class Normal(torch.distributions.Normal):
-    r"""Normal distribution whose sampling is one kernel, and which compiles whole.
-
-    A ``torch.distributions.Normal`` in all but this: ``sample`` and ``rsample`` draw from the
-    stream of :func:`flowops.randn`, which the backward pass makes again instead of keeping it;
-    ``rsample``, ``log_prob`` and ``torch.distributions.kl_divergence`` trace under
-    ``torch.compile(fullgraph=True)`` and never wait for the device; densities and divergences of
-    16-bit parameters are float32. For the KL summed per sample in the same pass as the sample use
-    :func:`flowops.ops.gaussian_rsample_kl`.
-
-    Args:
-        loc: mean.
-        scale: standard deviation, above 0.
-        validate_args: whether to check values, which costs a wait for the device; None for no.
-    """
-
-    def __init__(
-        self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
-    ) -> None:
-        super().__init__(loc, scale, validate_args=bool(validate_args))
-
-    def expand(
-        self, batch_shape: Sequence[int], _instance: torch.distributions.Distribution | None = None
-    ) -> torch.distributions.Distribution:
-        """Return the distribution with its parameters expanded to ``batch_shape``."""
-        return super().expand(torch.Size(batch_shape), self.__new__(type(self)))
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw ``(*sample_shape, *batch_shape)``, differentiable in the parameters."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        rows = shape if len(shape) > 1 else torch.Size((1, math.prod(shape)))
-        loc, scale = self.loc.expand(shape).reshape(rows), self.scale.expand(shape).reshape(rows)
-        return ops.gaussian_rsample(loc, scale, form="std").reshape(shape)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw ``(*sample_shape, *batch_shape)`` without a gradient."""
-        return self.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of each value, nats, float32 or wider."""
-        if self._validate_args:
-            self._validate_sample(value)
-        loc, scale = _wide(self.loc), _wide(self.scale)
-        return -0.5 * ((value - loc) / scale).square() - torch.log(scale) - _HALF_LOG_2PI
-
-
-@register_kl(Normal, Normal)
-def _kl_normal(p: Normal, q: Normal) -> Tensor:
-    """KL(p | q) of each element, nats, float32 or wider."""
-    p_scale, q_scale = _wide(p.scale), _wide(q.scale)
-    ratio = p_scale / q_scale
-    distance = (_wide(p.loc) - _wide(q.loc)) / q_scale
-    return 0.5 * (ratio.square() + distance.square() - 1) - torch.log(ratio)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class StandardNormal(nn.Module):
-    """Standard normal density of vectors ``(B, D)``, ``log p = -|z|^2 / 2 - D log(2 pi) / 2``.
-
-    Args:
-        features: ``D``.
-    """
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log-density, nats, shape ``(B,)``, float32 or wider."""
-        return ops.gaussian_log_prob(z)
-
-    def sample(self, like: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """Draw ``(count, D)`` with the dtype and device of ``like``."""
-        shape = (count, self.features)
-        return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
-
-    def distribution(self, like: Tensor) -> torch.distributions.Distribution:
-        """Return the torch distribution of one vector."""
-        zeros = like.new_zeros(self.features)
-        return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for ``repr``."""
-        return f"{self.features}"
-
-
-class StandardLogistic(nn.Module):
-    """Standard logistic density, ``log p = -sum(softplus(z) + softplus(-z))``.
-
-    Args:
-        features: ``D``.
-    """
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log-density, nats, shape ``(B,)``, float32 or wider."""
-        size = z.to(torch.promote_types(z.dtype, torch.float32)).abs()
-        return -(size + 2 * softplus(-size)).sum(1)
-
-    def sample(self, like: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-        """Draw ``(count, D)`` with the dtype and device of ``like``."""
-        # In float64, so that neither tail is cut short, and u = 0 is all but impossible.
-        u = torch.rand(
-            (count, self.features), dtype=torch.float64, device=like.device, generator=generator
-        )
-        return torch.logit(u, eps=1e-300).to(like.dtype)
-
-    def distribution(self, like: Tensor) -> torch.distributions.Distribution:
-        """Return the torch distribution of one vector."""
-        zeros = like.new_zeros(self.features)
-        uniform = torch.distributions.Uniform(zeros, torch.ones_like(zeros))
-        to_logistic = torch.distributions.SigmoidTransform().inv
-        return Independent(TransformedDistribution(uniform, [to_logistic]), 1)
-
-    def extra_repr(self) -> str:
-        """Return the arguments for ``repr``."""
-        return f"{self.features}"
 
 
 class Flow(nn.Module):
