@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a GPU says of the CUDA kernels: builds them for it, runs the op tests, searches small runs with
 # compute-sanitizer, times the benchmark cases, and writes benchmarks/results/gpu-<device>.json.
-# Needs a CUDA build of torch, nvcc, pytest and ninja; takes under ten minutes on an H100 with 16 cores.
+# Needs a CUDA build of torch, nvcc, pytest, hypothesis and ninja; takes under ten minutes on an H100 with 16 cores.
 # usage: benchmarks/gpu_check.sh [FOLDER FOR LOGS]
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -45,10 +45,10 @@ def actnorm_statistics(rng: random.Random) -> Arguments:
     return [normal(max(shape[0], 2), *(max(side, 1) for side in shape[1:]))]
 
 
-def affine_coupling(rng: random.Random) -> Arguments:
+def affine_coupling(rng: random.Random, first_scale: int = 0) -> Arguments:
     shape = shape_of(rng)
     moved = rng.randint(1, shape[1])
-    start, scale = rng.randint(0, shape[1] - moved), rng.randint(0, 3)
+    start, scale = rng.randint(0, shape[1] - moved), rng.randint(first_scale, 3)
     params = normal(shape[0], moved if scale == 0 else 2 * moved, *shape[2:])
     amplitude = mask = None
     if scale == 2:
@@ -61,9 +61,8 @@ def affine_coupling(rng: random.Random) -> Arguments:
 
 
 def affine_coupling_backward(rng: random.Random) -> Arguments:
-    x, params, amplitude, mask, _, *options = affine_coupling(rng)
-    while options[1] == 0:  # additive couplings have no kernel for it
-        x, params, amplitude, mask, _, *options = affine_coupling(rng)
+    # Additive couplings have no kernel for it.
+    x, params, amplitude, mask, _, *options = affine_coupling(rng, first_scale=1)
     return [torch.randn_like(x), normal(x.size(0)), x, params, amplitude, mask, *options]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ops.samples import SAMPLES
 from torch import Tensor
 
@@ -17,7 +20,10 @@ OPS = sorted(
     if name.startswith("flowops::")
 )
 WITH_BACKWARD = [op for op in OPS if f"{op}_backward" in OPS]
-SEEDS = range(25)
+
+# Choices of shapes and options that hypothesis makes, and makes simpler where a test fails.
+CHOICES = st.randoms(use_true_random=False)
+many = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -36,9 +42,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def arguments_of(op: str, seed: int, device: torch.device) -> list[Any]:
-    torch.manual_seed(seed)
-    return map_tensors(lambda t: t.to(device), SAMPLES[op](random.Random(seed)))
+def arguments_of(op: str, rng: random.Random, device: torch.device) -> list[Any]:
+    torch.manual_seed(rng.getrandbits(32))
+    return map_tensors(lambda t: t.to(device), SAMPLES[op](rng))
 
 
 def as_leaf(t: Tensor) -> Tensor:
@@ -49,12 +55,14 @@ def run(op: str, arguments: list[Any]) -> list[Tensor]:
     return list(tensors_in(getattr(torch.ops.flowops, op)(*arguments)))
 
 
-@pytest.fixture
+@contextmanager
 def poisoned_memory() -> Iterator[None]:
     """New tensors hold NaN, or the largest integer, until somebody writes to them."""
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def restrided(rng: random.Random) -> Callable[[Tensor], Tensor]:
@@ -81,25 +89,28 @@ def test_no_op_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_opcheck(op: str, device: torch.device) -> None:
-    for seed in range(4):
-        torch.library.opcheck(getattr(torch.ops.flowops, op), tuple(arguments_of(op, seed, device)))
+@settings(many, max_examples=4)
+@given(rng=CHOICES)
+def test_opcheck(op: str, rng: random.Random, device: torch.device) -> None:
+    torch.library.opcheck(getattr(torch.ops.flowops, op), tuple(arguments_of(op, rng, device)))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("op", OPS)
-def test_all_outputs_are_written(op: str, device: torch.device) -> None:
-    for seed in SEEDS:
-        for output in run(op, arguments_of(op, seed, device)):
-            assert output.isfinite().all(), f"seed {seed}"
+@many
+@given(rng=CHOICES)
+def test_all_outputs_are_written(op: str, rng: random.Random, device: torch.device) -> None:
+    arguments = arguments_of(op, rng, device)
+    with poisoned_memory():
+        assert all(output.isfinite().all() for output in run(op, arguments))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("op", [op for op in OPS if op != "random_key"])
-def test_strides_do_not_matter(op: str, device: torch.device) -> None:
-    for seed in SEEDS:
-        arguments = arguments_of(op, seed, device)
-        moved = map_tensors(restrided(random.Random(seed)), arguments)
+@many
+@given(rng=CHOICES)
+def test_strides_do_not_matter(op: str, rng: random.Random, device: torch.device) -> None:
+    arguments = arguments_of(op, rng, device)
+    moved = map_tensors(restrided(rng), arguments)
+    with poisoned_memory():
         for want, got in zip(run(op, arguments), run(op, moved), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
@@ -107,35 +118,39 @@ def test_strides_do_not_matter(op: str, device: torch.device) -> None:
 @pytest.mark.parametrize(
     "op", [op for op in OPS if op not in ("random_key", "gaussian_noise", "uniform_noise")]
 )
-def test_nan_gives_nan(op: str, device: torch.device) -> None:
-    for seed in SEEDS:
-        arguments = arguments_of(op, seed, device)
-        given = [t for t in tensors_in(arguments) if t.is_floating_point()]
-        for t in given:
-            t.fill_(float("nan"))
-        outputs = run(op, arguments)
-        if given and given[0].numel() and any(t.numel() for t in outputs):
-            assert any(t.isnan().any() for t in outputs), f"seed {seed}"
+@many
+@given(rng=CHOICES)
+def test_nan_gives_nan(op: str, rng: random.Random, device: torch.device) -> None:
+    arguments = arguments_of(op, rng, device)
+    floats = [t for t in tensors_in(arguments) if t.is_floating_point()]
+    for t in floats:
+        t.fill_(float("nan"))
+    outputs = run(op, arguments)
+    if floats and floats[0].numel() and any(t.numel() for t in outputs):
+        assert any(t.isnan().any() for t in outputs)
 
 
 @pytest.mark.parametrize("op", WITH_BACKWARD)
-def test_gradient_for_gradients_is_that_of_the_kernel(op: str, device: torch.device) -> None:
+@many
+@given(rng=CHOICES)
+def test_gradient_for_gradients_is_that_of_the_kernel(
+    op: str, rng: random.Random, device: torch.device
+) -> None:
     # gradgradcheck does not see a composed gradient that is wrong but differentiated rightly.
-    for seed in SEEDS:
-        arguments = map_tensors(as_leaf, arguments_of(op, seed, device))
-        leaves = [t for t in tensors_in(arguments) if t.requires_grad]
-        outputs = [t for t in run(op, arguments) if t.requires_grad]
-        weights = [torch.randn_like(t) for t in outputs]
-        kernel, composed = (
-            torch.autograd.grad(
-                outputs,
-                leaves,
-                weights,
-                retain_graph=True,
-                create_graph=create,
-                materialize_grads=True,
-            )
-            for create in (False, True)
+    arguments = map_tensors(as_leaf, arguments_of(op, rng, device))
+    leaves = [t for t in tensors_in(arguments) if t.requires_grad]
+    outputs = [t for t in run(op, arguments) if t.requires_grad]
+    weights = [torch.randn_like(t) for t in outputs]
+    kernel, composed = (
+        torch.autograd.grad(
+            outputs,
+            leaves,
+            weights,
+            retain_graph=True,
+            create_graph=create,
+            materialize_grads=True,
         )
-        for got, want in zip(composed, kernel, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        for create in (False, True)
+    )
+    for got, want in zip(composed, kernel, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
