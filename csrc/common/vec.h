@@ -291,14 +291,16 @@ FLOWOPS_INLINE Vec<T> log(Vec<T> x) {
   return e * Vec<T>(Traits::kLn2High) + (e * Vec<T>(Traits::kLn2Low) + f * p);
 }
 
-// Lambert's continued fraction below 0.3, where 1 - 2 / (exp(2x) + 1) would cancel.
+// Lambert's continued fraction below 0.3, where (exp(2x) - 1) / (exp(2x) + 1) would cancel; 1 to rounding
+// from 20 on.
 template <typename T>
 FLOWOPS_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> size = abs(x), y = x * x;
-  const Vec<T> small = x * (((y + Vec<T>(378)) * y + Vec<T>(17325)) * y + Vec<T>(135135)) /
-                       (((Vec<T>(28) * y + Vec<T>(3150)) * y + Vec<T>(62370)) * y + Vec<T>(135135));
-  const Vec<T> large = Vec<T>(1) - Vec<T>(2) / (exp(size + size) + Vec<T>(1));
-  return select(size < Vec<T>(T(0.3)), small, select(x < Vec<T>(0), -large, large));
+  const Vec<T> size = abs(x), y = x * x, e = exp(Vec<T>(2) * minimum(size, Vec<T>(20)));
+  const auto small = size < Vec<T>(T(0.3));
+  const Vec<T> over = e - Vec<T>(1);
+  const Vec<T> p = x * (((y + Vec<T>(378)) * y + Vec<T>(17325)) * y + Vec<T>(135135));
+  const Vec<T> q = ((Vec<T>(28) * y + Vec<T>(3150)) * y + Vec<T>(62370)) * y + Vec<T>(135135);
+  return quotient(select(small, p, select(x < Vec<T>(0), -over, over)), select(small, q, e + Vec<T>(1)));
 }
 
 // One level of reduce_rows: a and b hold rows of kWidth lanes, and the result the same rows at half the

@@ -77,7 +77,7 @@ struct LogisticBin {
   LogisticBin() = default;
   FLOWOPS_HOST_DEVICE LogisticBin(V n, V mean, V log_scale, const MixtureForm<T>& form)
       : log_scale(log_scale), top(form.top) {
-    half = exp(-log_scale) / top;
+    half = exp(-log_scale) * V(T(1) / form.top);
     const V distance = n - mean * top;
     upper = half * (distance + V(T(1))), lower = half * (distance - V(T(1)));
     has_upper = n < top;
@@ -111,7 +111,7 @@ struct LogisticBin {
     const V above = quotient(select(upper > zero, upper_tail, one), one + upper_tail);
     const V below = quotient(select(lower > zero, one, lower_tail), one + lower_tail);
     const V a = select(has_upper, above, zero), b = select(has_lower, below, zero);
-    const V width = decay * decay * select(narrow, one, half + half) / mass;
+    const V width = quotient(decay * decay * select(narrow, one, half + half), mass);
     return {-(top * half) * (a - b), lower * b - upper * a - select(has_upper & has_lower, width, zero)};
   }
 };
@@ -122,12 +122,15 @@ struct LogSum {
   V highest = V(std::numeric_limits<T>::lowest()), sum = V(T(0));
 
   FLOWOPS_HOST_DEVICE void add(V exponent, V factor) {
-    const V next = select(highest < exponent, exponent, highest);
-    sum = sum * exp(highest - next) + factor * exp(exponent - next);
-    highest = next;
+    const V above = exponent - highest, ratio = exp(negative_abs(above));
+    const auto higher = above > V(T(0));
+    sum = select(higher, sum * ratio + factor, sum + factor * ratio);
+    highest = select(higher, exponent, highest);
   }
   FLOWOPS_HOST_DEVICE V value() const { return highest + log_any(sum); }
-  FLOWOPS_HOST_DEVICE V share(V exponent, V factor) const { return factor * exp(exponent - highest) / sum; }
+  FLOWOPS_HOST_DEVICE V share(V exponent, V factor) const {
+    return quotient(factor * exp(exponent - highest), sum);
+  }
 };
 
 // Component k at the pixel n: its bins, and its exponent and factor with the logit. `params(i)` is parameter

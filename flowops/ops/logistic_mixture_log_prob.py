@@ -64,7 +64,7 @@ def logistic_mixture_log_prob(
         :func:`flowops.reference.logistic_mixture_log_prob`.
 
     Cost:
-        One pass over ``x`` and ``params``: 4 C + 4 exponentials for each pixel and component. The
+        One pass over ``x`` and ``params``: 4 C + 2 exponentials for each pixel and component. The
         backward pass reads them once more, and writes the gradient of ``params``.
 
     Source:
