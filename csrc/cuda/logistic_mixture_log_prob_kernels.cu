@@ -5,6 +5,10 @@
 namespace flowops {
 namespace {
 
+// Blocks a multiprocessor: left to itself the compiler spills a register for one block more.
+template <typename scalar_t>
+constexpr int kBlocks = sizeof(opmath_type<scalar_t>) == 4 ? 2 : 1;
+
 // The parameters of one pixel; threads next to each other read pixels next to each other.
 template <typename scalar_t>
 struct PixelParams {
@@ -32,7 +36,7 @@ __device__ __forceinline__ void load_colours(const LogisticMixtureParams& p, int
 }
 
 template <typename scalar_t, int kColours>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, kBlocks<scalar_t>)
     logistic_mixture_kernel(const LogisticMixtureForwardParams p, const SampleSplit split, double* partial) {
   using T = opmath_type<scalar_t>;
   const ThreadShare share(split);
@@ -48,7 +52,7 @@ __global__ void __launch_bounds__(kSplitThreads)
 }
 
 template <typename scalar_t, int kColours>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, kBlocks<scalar_t>)
     logistic_mixture_backward_kernel(const LogisticMixtureBackwardParams p, const SampleSplit split) {
   using T = opmath_type<scalar_t>;
   const ThreadShare share(split);
