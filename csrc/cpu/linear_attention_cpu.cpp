@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "common/dispatch.h"
 #include "cpu/linear_attention_scan.h"
@@ -25,8 +26,8 @@ int64_t heads_together(const AttentionScan& scan, int64_t state_bytes, int64_t t
 }
 
 // Heads of sequences are dealt to the threads; where there are fewer, the columns of the value factor are
-// too. A column does not depend on the others.
-void run_scan(at::ScalarType type, const AttentionScan& scan) {
+// too. A column does not depend on the others; rows of the twin's target do, so it is then scanned for.
+void run_scan(at::ScalarType type, const AttentionScan& scan, const AttentionScan* twin = nullptr) {
   const int64_t heads = scan.sequences * scan.heads, columns = scan.value.columns;
   if (heads == 0) return;
   const int64_t rows = scan.key.columns + scan.key.tail;
@@ -36,13 +37,14 @@ void run_scan(at::ScalarType type, const AttentionScan& scan) {
   if (heads < threads && work > kGrain) slices = std::min((columns + lanes - 1) / lanes, threads / heads);
   const int64_t width = ((columns + slices - 1) / slices + lanes - 1) / lanes * lanes;
   slices = (columns + width - 1) / width;
+  if (twin != nullptr && slices > 1) run_scan(type, *std::exchange(twin, nullptr));
   FLOWOPS_DISPATCH(type, kLinearAttention, [&] {
     const int64_t together =
         slices > 1 ? 1 : heads_together(scan, rows * columns * sizeof(opmath_t), threads);
     const int64_t groups = scan.heads / together;
     const int64_t grain = std::max<int64_t>(1, kGrain * slices / (work * together));
     at::parallel_for(0, scan.sequences * groups * slices, grain, [&](int64_t begin, int64_t end) {
-      HeadScan<scalar_t> part(scan, together, std::min(width, columns));
+      HeadScan<scalar_t> part(scan, twin, together, std::min(width, columns));
       for (int64_t task = begin; task < end; ++task) {
         const int64_t place = task / slices, first = task % slices * width;
         part.run(place / groups,
@@ -79,7 +81,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_at
   const auto call = prepare_linear_attention_backward(grad_out, grad_kv, grad_z, q, k, v, initial_kv,
                                                       initial_z, key_padding_mask, cu_seqlens, out, kv, z,
                                                       denominator, feature_map, causal, normalize, eps);
-  for (const AttentionScan& scan : call.scans) run_scan(q.scalar_type(), scan);
+  // The last two are of the keys and of the values, over the same state.
+  const auto& scans = call.scans;
+  const size_t last = scans.size() - 1;
+  for (size_t i = 0; i + 1 < last; ++i) run_scan(q.scalar_type(), scans[i]);
+  run_scan(q.scalar_type(), scans[last], &scans[last - 1]);
   return {call.grad_q, call.grad_k, call.grad_v, call.grad_initial_kv, call.grad_initial_z};
 }
 

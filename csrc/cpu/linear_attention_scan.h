@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "cpu/matrix_rows.h"
 #include "cpu/small_gemm.h"
@@ -12,29 +14,11 @@
 
 namespace flowops {
 
-// Rows that are multiplied with each other, the state standing for all before; as many of each operand are
-// read at once, of four in a causal scan and of two in others, and their pages should fit into the first TLB.
+// Rows that are multiplied with each other, the state standing for all before.
 inline constexpr int64_t kChunk = 32, kCausalChunk = 16;
 template <typename T>
 int64_t padded(int64_t size) {
   return (size + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
-}
-
-// c_i += sum_{j <= i} a_ij b_j. Terms with j > i are not read: 0 * NaN is NaN.
-template <typename T>
-void add_lower_product(int64_t rows, int64_t columns, const T* a, const T* b, int64_t b_row, T* c,
-                       int64_t c_row) {
-  for (int64_t i = 0; i < rows; i += kGemmRows) {
-    const int64_t count = std::min<int64_t>(kGemmRows, rows - i);
-    if (i > 0) {
-      gemm<GemmStart::kTarget>(count, columns, i, RowMajor<T>{a + i * kChunk, kChunk}, b, b_row,
-                               c + i * c_row, c_row);
-    }
-    for (int64_t r = i; r < i + count; ++r) {
-      gemm<GemmStart::kTarget>(1, columns, r + 1 - i, RowMajor<T>{a + r * kChunk + i, kChunk}, b + i * b_row,
-                               b_row, c + r * c_row, c_row);
-    }
-  }
 }
 
 // target = f(x), from rows of the storage type; what is left of the last vector is zero.
@@ -54,56 +38,73 @@ struct Part {
   int64_t first_head, heads, first_column, columns;
 };
 
-// One scan over some heads of one sequence, for some of the columns of the value factor. The heads take turns
-// at each chunk, for their rows are neighbours in memory.
+// The rows of a chunk, for each of the heads that take turns.
+template <typename T>
+struct ChunkRows {
+  T* data = nullptr;
+  int64_t width = 0;
+  T* operator()(int64_t turn, int64_t i = 0) const { return data + (turn * kChunk + i) * width; }
+};
+
+// One scan over some heads of one sequence, for some of the columns of the value factor. A chunk is read for
+// all heads, whose rows are neighbours in memory, before each has its turn at the products.
 template <typename scalar_t>
 class HeadScan {
  public:
   using T = at::opmath_type<scalar_t>;
 
-  HeadScan(const AttentionScan& scan, int64_t max_heads, int64_t max_columns)
-      : scan_(scan), rows_(scan.key.columns + scan.key.tail), width_(padded<T>(rows_)) {
-    const int64_t columns = padded<T>(max_columns);
+  // `twin`, if any, is a scan with the key and value of this one exchanged, so that its state is this one's
+  // transposed: its target is made as well, of the same bits as by itself. The part must have all columns.
+  HeadScan(const AttentionScan& scan, const AttentionScan* twin, int64_t max_heads, int64_t max_columns)
+      : scan_(scan), twin_(twin), rows_(scan.key.columns + scan.key.tail), width_(padded<T>(rows_)) {
+    const int64_t columns = padded<T>(max_columns), heads = max_heads;
     int64_t size = 0;
-    const auto reserve = [&](int64_t count) { return size += padded<T>(count), size - padded<T>(count); };
-    const int64_t offsets[] = {reserve(kChunk * width_),  reserve(kChunk * width_),
-                               reserve(width_ * kChunk),  reserve(kChunk * kChunk),
-                               reserve(kChunk * columns), reserve(max_heads * rows_ * columns),
-                               reserve(kChunk * columns), reserve(max_heads * width_),
-                               reserve(kChunk),           reserve(kChunk)};
+    std::vector<std::pair<T**, int64_t>> parts;
+    const auto reserve = [&](T*& part, int64_t count) {
+      parts.emplace_back(&part, size), size += padded<T>(count);
+    };
+    const auto reserve_rows = [&](ChunkRows<T>& part, int64_t width) {
+      part.width = width, reserve(part.data, heads * kChunk * width);
+    };
+    for (auto* part : {&query_, &key_}) reserve_rows(*part, width_);
+    for (auto* part : {&value_, &sums_}) reserve_rows(*part, columns);
+    for (auto* part : {&tail_, &denominator_}) reserve_rows(*part, 1);
+    reserve(states_, heads * rows_ * columns), reserve(z_states_, heads * width_);
+    reserve(columns_of_rows_, std::max(width_, columns) * kChunk), reserve(scores_, kChunk * kChunk);
+    if (twin != nullptr) {
+      reserve_rows(twin_query_, columns), reserve_rows(twin_sums_, width_);
+      reserve(twin_columns_, width_ * kChunk);
+    }
     memory_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kVectorBytes))));
-    T** const parts[] = {&query_,  &key_,  &key_columns_, &scores_, &value_,
-                         &states_, &sums_, &z_states_,    &tail_,   &denominator_};
-    for (int i = 0; i < 10; ++i) *parts[i] = memory_.get() + offsets[i];
+    for (const auto& [part, offset] : parts) *part = memory_.get() + offset;
   }
 
   void run(int64_t sequence, const Part& part) {
     part_ = part, first_ = part.first_column, columns_ = part.columns, value_width_ = padded<T>(columns_);
+    for (auto* rows : {&value_, &sums_, &twin_query_}) rows->width = value_width_;
     batch_ = scan_.offsets ? 0 : sequence;
     const int64_t begin = scan_.offsets ? scan_.offsets[sequence] : 0;
     const int64_t query_end = scan_.offsets ? scan_.offsets[sequence + 1] : scan_.query_time;
     const int64_t key_end = scan_.offsets ? scan_.offsets[sequence + 1] : scan_.key_time;
-    for_each_head([&] { load_state(sequence * scan_.heads + now_.head); });
+    for_each_head([&] { load_state(sequence * scan_.heads + head()); });
     if (scan_.causal) {
-      for_each_chunk(begin, query_end, [&](int64_t count) {
-        load_query(count), load_key_and_value(count);
-        start_sums(count);
-        add_scores(count);
-        write(count);
-        update_state(count);
+      for_each_chunk(begin, query_end, [&] {
+        load_queries(), load_keys_and_values();
+        for_each_head([&] { add_state_and_scores(), update_state(); });
+        write();
       });
     } else {
-      for_each_chunk(begin, scan_.complete ? begin : key_end, [&](int64_t count) {
-        load_key_and_value(count);
-        update_state(count);
+      for_each_chunk(begin, scan_.complete ? begin : key_end, [&] {
+        load_keys_and_values();
+        for_each_head([&] { update_state(); });
       });
-      for_each_chunk(begin, scan_.target.data ? query_end : begin, [&](int64_t count) {
-        load_query(count);
-        start_sums(count);
-        write(count);
+      for_each_chunk(begin, scan_.target.data ? query_end : begin, [&] {
+        load_queries();
+        for_each_head([&] { add_state(); });
+        write();
       });
     }
-    for_each_head([&] { store_state(sequence * scan_.heads + now_.head); });
+    for_each_head([&] { store_state(sequence * scan_.heads + head()); });
   }
 
  private:
@@ -111,72 +112,41 @@ class HeadScan {
     void operator()(T* memory) const { ::operator delete(memory, std::align_val_t(kVectorBytes)); }
   };
 
-  // A chunk of a head: the time of its first row, and how many rows there are from there.
-  struct Place {
-    int64_t head, time, left;
-  };
+  int64_t head() const { return part_.first_head + turn_; }
+  T* state() const { return states_ + turn_ * rows_ * value_width_; }
+  T* z_state() const { return z_states_ + turn_ * width_; }
 
   template <typename Body>
   void for_each_head(const Body& body) {
-    for (int64_t i = 0; i < part_.heads; ++i) {
-      now_.head = part_.first_head + i;
-      state_ = states_ + i * rows_ * value_width_, z_ = z_states_ + i * width_;
-      body();
-    }
+    for (turn_ = 0; turn_ < part_.heads; ++turn_) body();
+  }
+
+  // In the order of memory.
+  template <typename Body>
+  void for_each_row(const Body& body) {
+    for (int64_t i = 0; i < count_; ++i) for_each_head([&] { body(i); });
   }
 
   template <typename Body>
   void for_each_chunk(int64_t begin, int64_t end, const Body& body) {
-    const auto place = [&](int64_t head, int64_t start) {
-      return Place{head, scan_.reverse ? end - 1 - start : begin + start, end - begin - start};
-    };
-    const int64_t last = part_.first_head + part_.heads - 1;
     const int64_t chunk = scan_.causal ? kCausalChunk : kChunk;
     for (int64_t start = 0; start < end - begin; start += chunk) {
-      for_each_head([&] {
-        now_ = place(now_.head, start);
-        next_ = now_.head < last ? place(now_.head + 1, start) : place(part_.first_head, start + chunk);
-        body(std::min(chunk, now_.left));
-      });
+      time_ = scan_.reverse ? end - 1 - start : begin + start;
+      count_ = std::min(chunk, end - begin - start);
+      body();
     }
   }
 
-  // The time of row i of a chunk.
-  int64_t time(const Place& place, int64_t i) const {
-    return scan_.reverse ? place.time - i : place.time + i;
-  }
-
-  template <typename Element = scalar_t>
-  Element* row(const AttentionRows& rows, const Place& place, int64_t i) const {
-    return static_cast<Element*>(rows.data) + batch_ * rows.batch + time(place, i) * rows.time +
-           place.head * rows.head;
-  }
+  // The time of row i of the chunk.
+  int64_t time(int64_t i) const { return scan_.reverse ? time_ - i : time_ + i; }
 
   template <typename Element = scalar_t>
   Element* row(const AttentionRows& rows, int64_t i) const {
-    return row<Element>(rows, now_, i);
-  }
-
-  // Rows [begin, end) of the next chunk, a few at a time while this one is worked on: rows of one head lie
-  // too far apart for the hardware to foresee them, and more at once would wait for each other.
-  void announce(const AttentionRows& rows, int64_t begin, int64_t end, int64_t first, int64_t columns) const {
-    if (rows.data == nullptr) return;
-    constexpr int64_t kLine = 64 / sizeof(scalar_t);
-    for (int64_t i = begin; i < std::min(end, next_.left); ++i) {
-      const scalar_t* const next = row(rows, next_, i) + first;
-      for (int64_t j = 0; j < columns; j += kLine) __builtin_prefetch(next + j);
-    }
-  }
-
-  void announce(const AttentionFactor& factor, int64_t begin, int64_t end, int64_t first,
-                int64_t columns) const {
-    announce(factor.rows, begin, end, first, columns);
-    if (factor.kind == AttentionKind::kGradient) announce(scan_.out, begin, end, 0, factor.columns);
+    return static_cast<Element*>(rows.data) + batch_ * rows.batch + time(i) * rows.time + head() * rows.head;
   }
 
   bool left_out(const AttentionFactor& factor, int64_t i) const {
-    return factor.keys && scan_.padding != nullptr &&
-           scan_.padding[batch_ * scan_.padding_time + time(now_, i)];
+    return factor.keys && scan_.padding != nullptr && scan_.padding[batch_ * scan_.padding_time + time(i)];
   }
 
   // Elements [first, first + columns) of row i, and its tail.
@@ -207,103 +177,137 @@ class HeadScan {
     return tail;
   }
 
-  void load_rows(const AttentionFactor& factor, int64_t count, T* target) const {
-    for (int64_t i = 0; i < count; ++i) {
-      if (factor.tail) Vec<T>(T(0)).store(target + i * width_ + width_ - Vec<T>::kLanes);
-      const T tail = load_row(factor, i, 0, factor.columns, target + i * width_);
-      if (factor.tail) target[i * width_ + factor.columns] = tail;
-    }
+  // The tail is one more column.
+  void load_rows(const AttentionFactor& factor, const ChunkRows<T>& target) {
+    for_each_row([&](int64_t i) {
+      T* const row = target(turn_, i);
+      if (factor.tail) Vec<T>(T(0)).store(row + target.width - Vec<T>::kLanes);
+      const T tail = load_row(factor, i, 0, factor.columns, row);
+      if (factor.tail) row[factor.columns] = tail;
+    });
   }
 
-  void load_query(int64_t count) { load_rows(scan_.query, count, query_); }
+  void load_queries() {
+    load_rows(scan_.query, query_);
+    if (twin_ == nullptr) return;
+    for_each_row([&](int64_t i) { load_row(twin_->query, i, 0, columns_, twin_query_(turn_, i)); });
+  }
 
-  void load_key_and_value(int64_t count) {
-    load_rows(scan_.key, count, key_);
-    for (int64_t i = 0; i < count; ++i) {
-      tail_[i] = load_row(scan_.value, i, first_, columns_, value_ + i * value_width_);
-    }
+  void load_keys_and_values() {
+    load_rows(scan_.key, key_);
+    for_each_row(
+        [&](int64_t i) { *tail_(turn_, i) = load_row(scan_.value, i, first_, columns_, value_(turn_, i)); });
   }
 
   // What the state gives.
-  void start_sums(int64_t count) {
-    std::fill_n(sums_, count * value_width_, T(0));
-    gemm<GemmStart::kTarget>(count, value_width_, rows_, RowMajor<T>{query_, width_}, state_, value_width_,
-                             sums_, value_width_, static_cast<const T*>(nullptr),
-                             [&](int64_t begin, int64_t end) {
-                               announce(scan_.query, begin, end, 0, scan_.query.columns);
-                               announce(scan_.features, begin, end, first_, columns_);
-                             });
+  void add_state() {
+    gemm<GemmStart::kZero>(count_, value_width_, rows_, RowMajor<T>{query_(turn_), width_}, state(),
+                           value_width_, sums_(turn_), value_width_);
+    if (twin_ != nullptr) add_state_to_twin();
     if (!wants_denominator()) return;
-    for (int64_t i = 0; i < count; ++i) denominator_[i] = dot(query_ + i * width_, z_, rows_);
+    for (int64_t i = 0; i < count_; ++i) *denominator_(turn_, i) = dot(query_(turn_, i), z_state(), rows_);
   }
 
-  // What the rows of the chunk give each other.
-  void add_scores(int64_t count) {
+  // Its row i is the state times (x_i, 1), x_i being that of its query.
+  void add_state_to_twin() {
     constexpr int64_t kLanes = Vec<T>::kLanes;
-    for (int64_t v = 0; v < width_; v += kLanes) {
-      const T* source = key_ + v;
-      transpose(count, 1, &source, width_, key_columns_ + v * kChunk, kChunk);
-    }
-    std::fill_n(scores_, count * kChunk, T(0));
+    const int64_t count = padded<T>(count_);
+    transpose_rows(twin_query_(turn_), value_width_);
+    gemm<GemmStart::kBias>(rows_, count, columns_, RowMajor<T>{state(), value_width_}, columns_of_rows_,
+                           kChunk, twin_columns_, kChunk, z_state());
     for (int64_t i = 0; i < count; i += kLanes) {
-      gemm<GemmStart::kTarget>(std::min(kLanes, count - i), i + kLanes, rows_,
-                               RowMajor<T>{query_ + i * width_, width_}, key_columns_, kChunk,
-                               scores_ + i * kChunk, kChunk);
+      const T* const source = twin_columns_ + i;
+      transpose(rows_, 1, &source, kChunk, twin_sums_(turn_, i), width_);
     }
-    add_lower_product(count, value_width_, scores_, value_, value_width_, sums_, value_width_);
-    if (!wants_denominator()) return;
-    for (int64_t i = 0; i < count; ++i) denominator_[i] += dot(scores_ + i * kChunk, tail_, i + 1);
   }
 
-  void update_state(int64_t count) {
-    gemm<GemmStart::kTarget>(rows_, value_width_, count, ColumnMajor<T>{key_, width_}, value_, value_width_,
-                             state_, value_width_, static_cast<const T*>(nullptr),
-                             [&](int64_t begin, int64_t end) {
-                               const int64_t from = begin * count / rows_, to = end * count / rows_;
-                               announce(scan_.key, from, to, 0, scan_.key.columns);
-                               announce(scan_.value, from, to, first_, columns_);
-                             });
-    if (scan_.value.tail) add_rows(key_, count, width_, tail_, z_);
+  void transpose_rows(const T* rows, int64_t width) {
+    for (int64_t v = 0; v < width; v += Vec<T>::kLanes) {
+      const T* const source = rows + v;
+      transpose(count_, 1, &source, width, columns_of_rows_ + v * kChunk, kChunk);
+    }
+  }
+
+  // And what the rows of the chunk give each other.
+  void add_state_and_scores() {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    add_state();
+    if (twin_ != nullptr) add_scores_to_twin();
+    transpose_rows(key_(turn_), width_);
+    for (int64_t i = 0; i < count_; i += kLanes) {
+      gemm<GemmStart::kZero>(std::min(kLanes, count_ - i), i + kLanes, rows_,
+                             RowMajor<T>{query_(turn_, i), width_}, columns_of_rows_, kChunk,
+                             scores_ + i * kChunk, kChunk);
+    }
+    lower_gemm(count_, value_width_, RowMajor<T>{scores_, kChunk}, value_(turn_), value_width_, sums_(turn_),
+               value_width_);
+    if (!wants_denominator()) return;
+    for (int64_t i = 0; i < count_; ++i) {
+      *denominator_(turn_, i) += dot(scores_ + i * kChunk, tail_(turn_), i + 1);
+    }
+  }
+
+  // Row j of the scores is here that of its key, <(value_j, tail_j), (x_i, 1)>.
+  void add_scores_to_twin() {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    for (int64_t j = 0; j < count_; j += kLanes) {
+      gemm<GemmStart::kBias>(std::min(kLanes, count_ - j), padded<T>(count_) - j, columns_,
+                             RowMajor<T>{value_(turn_, j), value_width_}, columns_of_rows_ + j, kChunk,
+                             scores_ + j * kChunk + j, kChunk, tail_(turn_, j));
+    }
+    lower_gemm(count_, width_, ColumnMajor<T>{scores_, kChunk}, key_(turn_), width_, twin_sums_(turn_),
+               width_);
+  }
+
+  void update_state() {
+    gemm<GemmStart::kTarget>(rows_, value_width_, count_, ColumnMajor<T>{key_(turn_), width_}, value_(turn_),
+                             value_width_, state(), value_width_);
+    if (!scan_.value.tail) return;
+    gemm<GemmStart::kTarget>(1, width_, count_, RowMajor<T>{tail_(turn_), 0}, key_(turn_), width_, z_state(),
+                             width_);
   }
 
   bool wants_denominator() const { return scan_.new_denominator.data != nullptr; }
 
-  void write(int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) {
-      scalar_t* const target = row(scan_.target, i) + first_;
-      if (left_out(scan_.query, i)) {
-        std::fill_n(target, columns_, scalar_t(0));
-        continue;
-      }
-      const T* const sums = sums_ + i * value_width_;
-      if (scan_.features.data != nullptr) {
-        const scalar_t* const x = row(scan_.features, i) + first_;
-        with_feature_map(scan_.map, [&](auto map) {
-          constexpr FeatureMap kMap = decltype(map)::kValue;
-          store(sums, target, [=](Vec<T> sum, int64_t j, int64_t lanes) {
-            const auto values = lanes == Vec<T>::kLanes ? load_lanes<T>(x + j) : load_lanes<T>(x + j, lanes);
-            return sum * feature_gradient<kMap>(values);
-          });
-        });
-        continue;
-      }
-      T factor = 1;
-      if (wants_denominator()) {
-        factor = 1 / (denominator_[i] + T(scan_.eps));
-        if (first_ == 0) *row<T>(scan_.new_denominator, i) = denominator_[i];
-      }
-      store(sums, target, [=](Vec<T> sum, int64_t, int64_t) { return sum * Vec<T>(factor); });
+  void write() {
+    for_each_row([&](int64_t i) { write_row(scan_, i, sums_(turn_, i), first_, columns_); });
+    if (twin_ == nullptr) return;
+    for_each_row([&](int64_t i) { write_row(*twin_, i, twin_sums_(turn_, i), 0, rows_); });
+  }
+
+  void write_row(const AttentionScan& scan, int64_t i, const T* sums, int64_t first, int64_t columns) const {
+    scalar_t* const target = row(scan.target, i) + first;
+    if (left_out(scan.query, i)) {
+      std::fill_n(target, columns, scalar_t(0));
+      return;
     }
+    if (scan.features.data != nullptr) {
+      const scalar_t* const x = row(scan.features, i) + first;
+      with_feature_map(scan.map, [&](auto map) {
+        constexpr FeatureMap kMap = decltype(map)::kValue;
+        store(sums, columns, target, [=](Vec<T> sum, int64_t j, int64_t lanes) {
+          const auto values = lanes == Vec<T>::kLanes ? load_lanes<T>(x + j) : load_lanes<T>(x + j, lanes);
+          return sum * feature_gradient<kMap>(values);
+        });
+      });
+      return;
+    }
+    T factor = 1;
+    if (wants_denominator()) {
+      factor = 1 / (*denominator_(turn_, i) + T(scan_.eps));
+      if (first_ == 0) *row<T>(scan_.new_denominator, i) = *denominator_(turn_, i);
+    }
+    store(sums, columns, target, [=](Vec<T> sum, int64_t, int64_t) { return sum * Vec<T>(factor); });
   }
 
   template <typename F>
-  void store(const T* sums, scalar_t* target, const F& f) const {
+  void store(const T* sums, int64_t columns, scalar_t* target, const F& f) const {
     constexpr int64_t kLanes = Vec<T>::kLanes;
     int64_t j = 0;
-    for (; j + kLanes <= columns_; j += kLanes) {
+    for (; j + kLanes <= columns; j += kLanes) {
       store_lanes(target + j, f(Vec<T>::load(sums + j), j, kLanes));
     }
-    if (const int64_t rest = columns_ - j; rest > 0) {
+    if (const int64_t rest = columns - j; rest > 0) {
       store_lanes(target + j, f(Vec<T>::load(sums + j), j, rest), rest);
     }
   }
@@ -312,13 +316,13 @@ class HeadScan {
     const int64_t dim = scan_.dim, value_dim = scan_.value_dim;
     const auto* kv = static_cast<const T*>(scan_.initial.kv);
     const auto* z = static_cast<const T*>(scan_.initial.z);
-    std::fill_n(state_, rows_ * value_width_, T(0));
-    std::fill_n(z_, width_, T(0));
+    std::fill_n(state(), rows_ * value_width_, T(0));
+    std::fill_n(z_state(), width_, T(0));
     if (kv != nullptr) kv += place * dim * value_dim;
     if (z != nullptr) z += place * dim;
     if (scan_.transposed) {
       for (int64_t c = 0; c < columns_; ++c) {
-        T* const column = state_ + c;
+        T* const column = state() + c;
         for (int64_t r = 0; kv != nullptr && r < value_dim; ++r) {
           column[r * value_width_] = kv[(first_ + c) * value_dim + r];
         }
@@ -327,9 +331,9 @@ class HeadScan {
       return;
     }
     for (int64_t r = 0; kv != nullptr && r < rows_; ++r) {
-      std::copy_n(kv + r * value_dim + first_, columns_, state_ + r * value_width_);
+      std::copy_n(kv + r * value_dim + first_, columns_, state() + r * value_width_);
     }
-    if (z != nullptr) std::copy_n(z, rows_, z_);
+    if (z != nullptr) std::copy_n(z, rows_, z_state());
   }
 
   void store_state(int64_t place) const {
@@ -337,19 +341,21 @@ class HeadScan {
     if (kv == nullptr) return;
     kv += place * scan_.dim * scan_.value_dim;
     for (int64_t r = 0; r < rows_; ++r) {
-      std::copy_n(state_ + r * value_width_, columns_, kv + r * scan_.value_dim + first_);
+      std::copy_n(state() + r * value_width_, columns_, kv + r * scan_.value_dim + first_);
     }
-    if (first_ == 0) std::copy_n(z_, rows_, static_cast<T*>(scan_.final.z) + place * scan_.dim);
+    if (first_ == 0) std::copy_n(z_state(), rows_, static_cast<T*>(scan_.final.z) + place * scan_.dim);
   }
 
   const AttentionScan& scan_;
+  const AttentionScan* twin_;
   int64_t rows_, width_;  // of the state, and of rows of query and key with zeros up to whole vectors
   int64_t batch_ = 0, first_ = 0, columns_ = 0, value_width_ = 0;
   Part part_{};
-  Place now_{}, next_{};
+  // Of the chunk: the time of its first row, and its rows. The head whose turn it is, from the first one.
+  int64_t time_ = 0, count_ = 0, turn_ = 0;
   std::unique_ptr<T, Free> memory_;
-  T *query_, *key_, *key_columns_, *scores_, *value_, *states_, *sums_, *z_states_, *tail_, *denominator_;
-  T *state_ = nullptr, *z_ = nullptr;  // of the head whose turn it is
+  ChunkRows<T> query_, key_, value_, sums_, tail_, denominator_, twin_query_, twin_sums_;
+  T *states_, *z_states_, *columns_of_rows_, *scores_, *twin_columns_ = nullptr;
 };
 
 }  // namespace flowops

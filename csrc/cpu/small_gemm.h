@@ -15,10 +15,15 @@ namespace flowops {
 // instruction set.
 inline constexpr int kGemmRows = kVectorBytes >= 32 ? 6 : 4;
 inline constexpr int kGemmVectors = kVectorBytes == 64 ? 4 : 2;
+// Fewer vectors leave room for more rows: few sums would wait for each other.
+template <int kVectors>
+inline constexpr int kRowsBeside = kVectors > 1         ? kGemmRows* kGemmVectors / kVectors
+                                   : kVectorBytes == 64 ? 16
+                                                        : 8;
 inline constexpr int kDotRows = 4;
 inline constexpr int kDotColumns = kVectorBytes == 64 ? 4 : 2;
 
-enum class GemmStart { kBias, kTarget };
+enum class GemmStart { kZero, kBias, kTarget };
 
 // A left factor, read one element at a time: element (i, k), and the factor from row i on, or from column k
 // on. From a column that is a multiple of kRun, the next kRun ones can be read.
@@ -54,17 +59,13 @@ struct LaneColumns {
 
 // c[v] = start + a b[v], or start - a b[v], for kRows rows and kVectors vectors of columns. Each vector has
 // its own address, so that a block may take its columns from several samples. `bias` has one value a row.
-template <GemmStart kStart, bool kSubtract, int kRows, int kVectors, typename Left, typename T>
+// kLower: row i has 1 + i terms more than `depth`; others are not read. The start is added last: compilers
+// spill sums that begin as loaded values.
+template <GemmStart kStart, bool kSubtract, int kRows, int kVectors, bool kLower = false, typename Left,
+          typename T>
 inline void gemm_block(int64_t depth, Left a, const T* const* b, int64_t b_row, T* const* c, int64_t c_row,
                        const T* bias) {
-  Vec<T> sum[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sum[i][v] = kStart == GemmStart::kBias ? Vec<T>(bias[i]) : Vec<T>::load(c[v] + i * c_row);
-    }
-  }
+  Vec<T> sum[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; k += Left::kRun) {
     const auto run = a.from_column(k);
 #pragma GCC unroll 16
@@ -72,7 +73,7 @@ inline void gemm_block(int64_t depth, Left a, const T* const* b, int64_t b_row, 
       Vec<T> columns[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::load(b[v] + (k + l) * b_row);
-#pragma GCC unroll 8
+#pragma GCC unroll 32
       for (int i = 0; i < kRows; ++i) {
         const T value = run(i, l);
         const Vec<T> factor(kSubtract ? -value : value);
@@ -81,10 +82,26 @@ inline void gemm_block(int64_t depth, Left a, const T* const* b, int64_t b_row, 
       }
     }
   }
+  if constexpr (kLower) {
+#pragma GCC unroll 32
+    for (int l = 0; l < kRows; ++l) {
 #pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const auto column = Vec<T>::load(b[v] + (depth + l) * b_row);
+#pragma GCC unroll 32
+        for (int i = l; i < kRows; ++i) sum[i][v] += Vec<T>(a(i, depth + l)) * column;
+      }
+    }
+  }
+#pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum[i][v].store(c[v] + i * c_row);
+    for (int v = 0; v < kVectors; ++v) {
+      T* const target = c[v] + i * c_row;
+      if constexpr (kStart == GemmStart::kBias) sum[i][v] += Vec<T>(bias[i]);
+      if constexpr (kStart == GemmStart::kTarget) sum[i][v] += Vec<T>::load(target);
+      sum[i][v].store(target);
+    }
   }
 }
 
@@ -94,45 +111,55 @@ template <int kMax, typename Body>
 inline void in_blocks(int64_t count, const Body& body) {
   int64_t i = 0;
   for (; i + kMax <= count; i += kMax) body(i, std::integral_constant<int, kMax>());
+  if (kMax > 8 && i + 8 <= count) body(i, std::integral_constant<int, 8>()), i += 8;
   if (kMax > 4 && i + 4 <= count) body(i, std::integral_constant<int, 4>()), i += 4;
   if (kMax == 4 && i + 3 == count) body(i, std::integral_constant<int, 3>()), i += 3;
   if (kMax > 2 && i + 2 <= count) body(i, std::integral_constant<int, 2>()), i += 2;
   for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
 }
 
-// What a product does after a block of rows: nothing, or for example announce memory that is read next.
-struct Nothing {
-  void operator()(int64_t, int64_t) const {}
-};
-
 // gemm_block for any number of rows.
-template <GemmStart kStart, bool kSubtract, int kVectors, typename Left, typename T, typename After = Nothing>
+template <GemmStart kStart, bool kSubtract, int kVectors, typename Left, typename T>
 inline void gemm_rows(int64_t rows, int64_t depth, Left a, const T* const* b, int64_t b_row, T* const* c,
-                      int64_t c_row, const T* bias, const After& after = {}) {
-  in_blocks<kGemmRows>(rows, [&](int64_t i, auto count) {
+                      int64_t c_row, const T* bias) {
+  in_blocks<kRowsBeside<kVectors>>(rows, [&](int64_t i, auto count) {
     T* target[kVectors];
     for (int v = 0; v < kVectors; ++v) target[v] = c[v] + i * c_row;
     gemm_block<kStart, kSubtract, decltype(count)::value, kVectors>(depth, a.from_row(i), b, b_row, target,
                                                                     c_row, bias ? bias + i : nullptr);
-    after(i, i + count);
   });
 }
 
-// c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes. Calls
-// after(begin, end) once for each block of rows.
-template <GemmStart kStart, bool kSubtract = false, typename Left, typename T, typename After = Nothing>
+// c (rows, columns) = or += or -= a b for whole matrices; `columns` is a multiple of the lanes.
+template <GemmStart kStart, bool kSubtract = false, typename Left, typename T>
 inline void gemm(int64_t rows, int64_t columns, int64_t depth, Left a, const T* b, int64_t b_row, T* c,
-                 int64_t c_row, const T* bias = nullptr, const After& after = {}) {
+                 int64_t c_row, const T* bias = nullptr) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   in_blocks<kGemmVectors>(columns / kLanes, [&](int64_t j, auto count) {
     constexpr int kCount = decltype(count)::value;
     const T* source[kCount];
     T* target[kCount];
     for (int v = 0; v < kCount; ++v) source[v] = b + (j + v) * kLanes, target[v] = c + (j + v) * kLanes;
-    gemm_rows<kStart, kSubtract, kCount>(rows, depth, a, source, b_row, target, c_row, bias,
-                                         [&](int64_t begin, int64_t end) {
-                                           if (j == 0) after(begin, end);
-                                         });
+    gemm_rows<kStart, kSubtract, kCount>(rows, depth, a, source, b_row, target, c_row, bias);
+  });
+}
+
+// c_i += sum_{j <= i} a_ij b_j. Terms with j > i are not read: 0 * NaN is NaN.
+template <typename Left, typename T>
+inline void lower_gemm(int64_t rows, int64_t columns, Left a, const T* b, int64_t b_row, T* c,
+                       int64_t c_row) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  in_blocks<kGemmVectors>(columns / kLanes, [&](int64_t j, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    in_blocks<kRowsBeside<kVectors>>(rows, [&](int64_t i, auto count) {
+      const T* source[kVectors];
+      T* target[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        source[v] = b + (j + v) * kLanes, target[v] = c + i * c_row + (j + v) * kLanes;
+      }
+      gemm_block<GemmStart::kTarget, false, decltype(count)::value, kVectors, true>(
+          i, a.from_row(i), source, b_row, target, c_row, static_cast<const T*>(nullptr));
+    });
   });
 }
 
