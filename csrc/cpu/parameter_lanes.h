@@ -54,7 +54,7 @@ class ParameterLanes {
         values_(size_t(kLanes) * padded_) {}
 
   template <typename scalar_t>
-  void load(const ParameterOperand& a, const int64_t* offsets) {
+  FLOWOPS_INLINE void load(const ParameterOperand& a, const int64_t* offsets) {
     const auto* data = static_cast<const scalar_t*>(a.first.data);
     if (a.step == 1) {
       load_rows(data, offsets);
@@ -73,7 +73,7 @@ class ParameterLanes {
 
   // Writes what replaced the parameters of the first `count` lanes.
   template <typename scalar_t>
-  void store(const ParameterOperand& a, const int64_t* offsets, int count) {
+  FLOWOPS_INLINE void store(const ParameterOperand& a, const int64_t* offsets, int count) {
     auto* data = static_cast<scalar_t*>(a.first.data);
     if (a.step == 1) {
       store_rows(data, offsets, count);
@@ -104,7 +104,7 @@ class ParameterLanes {
   }
 
   template <typename scalar_t>
-  void load_rows(const scalar_t* data, const int64_t* offsets) {
+  FLOWOPS_INLINE void load_rows(const scalar_t* data, const int64_t* offsets) {
     if constexpr (std::is_same_v<scalar_t, T>) {
       const int64_t stride = direct_stride(offsets);
       if (stride >= 0) return transpose_in(data + offsets[0], stride, parameters_);
@@ -114,7 +114,7 @@ class ParameterLanes {
   }
 
   template <typename scalar_t>
-  void store_rows(scalar_t* data, const int64_t* offsets, int count) {
+  FLOWOPS_INLINE void store_rows(scalar_t* data, const int64_t* offsets, int count) {
     if constexpr (std::is_same_v<scalar_t, T>) {
       const int64_t stride = count == kLanes ? direct_stride(offsets) : -1;
       if (stride >= 0) return transpose_out(data + offsets[0], stride, parameters_);
@@ -123,16 +123,16 @@ class ParameterLanes {
     for (int i = 0; i < count; ++i) store_row(&rows_[i * padded_], data + offsets[i], parameters_);
   }
 
-  void transpose_in(const T* rows, int64_t stride, int columns) {
-    for_each_block(columns, [&](int first, int half) {
+  FLOWOPS_INLINE void transpose_in(const T* rows, int64_t stride, int columns) {
+    for_each_block(columns, [&](int first, int half) __attribute__((always_inline)) {
       Vec<T> block[kBlock];
       load_columns(rows + half * stride + first, stride, block);
       for (int i = 0; i < kBlock; ++i) block[i].store(&values_[(first + i) * kLanes + half]);
     });
   }
 
-  void transpose_out(T* rows, int64_t stride, int columns) {
-    for_each_block(columns, [&](int first, int half) {
+  FLOWOPS_INLINE void transpose_out(T* rows, int64_t stride, int columns) {
+    for_each_block(columns, [&](int first, int half) __attribute__((always_inline)) {
       Vec<T> block[kBlock];
       for (int i = 0; i < kBlock; ++i) block[i] = Vec<T>::load(&values_[(first + i) * kLanes + half]);
       store_columns(block, rows + half * stride + first, stride);
@@ -141,7 +141,7 @@ class ParameterLanes {
 
   // The last block may overlap the one before it.
   template <typename Body>
-  static void for_each_block(int columns, const Body& body) {
+  static FLOWOPS_INLINE void for_each_block(int columns, const Body& body) {
     for (int first = 0; first < columns; first += kBlock) {
       for (int half = 0; half < kLanes; half += kLanes / 2) body(std::min(first, columns - kBlock), half);
     }
