@@ -49,6 +49,7 @@ def test_shapes_types_and_log_prob() -> None:
     for value, got in ((draws[2, 3], log_prob[2, 3]), (draws[2, 3].float(), log_prob[2, 3])):
         assert torch.equal(mixture.log_prob(value), got)
         assert torch.equal(ops.logistic_mixture_log_prob(value, params), got)
+    assert mixture.sample((0,)).shape == (0, 2, 3, 4, 5)
     fine = LogisticMixture(params_of(1, 3), 1, levels=1000)
     assert fine.sample().dtype == torch.float64
     assert fine.log_prob(fine.sample()).shape == (3,)
@@ -87,5 +88,8 @@ def test_bad_arguments_are_one_clear_error() -> None:
         LogisticMixture(torch.zeros(2, 20), 2)
     with pytest.raises(ValueError, match=r"params must have shape .* got \[2, 12\]"):
         LogisticMixture(torch.zeros(2, 12))
+    for shape in ((3, 4), (2, 1, 4), (2, 3, 5)):
+        with pytest.raises(ValueError, match=r"value must have shape \(\.\.\., 2, 3, 4\), got"):
+            LogisticMixture(torch.zeros(2, 20, 4)).log_prob(torch.zeros(shape))
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         LogisticMixture(torch.zeros(2, 20)).sample(temperature=0)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from flowops import ops
+from flowops.distributions.base import logistic_noise
+from flowops.reference.logistic_mixture_log_prob import CHANNELS_OF_COMPONENT
 
 
 class LogisticMixture(Distribution):
@@ -42,7 +44,7 @@ class LogisticMixture(Distribution):
         levels: int = 256,
         min_log_scale: float = -7.0,
     ) -> None:
-        each = {1: 3, 3: 10}.get(colours)
+        each = CHANNELS_OF_COMPONENT.get(colours)
         if each is None:
             raise ValueError(f"LogisticMixture: colours must be 1 or 3, got {colours}")
         if params.dim() < 2 or params.size(1) == 0 or params.size(1) % each:
@@ -64,7 +66,16 @@ class LogisticMixture(Distribution):
         r"""Return the log-probability of images (..., B, colours, \*S), nats, shape (..., B).
 
         They are uint8 or of the dtype of ``params``.
+
+        Raises:
+            ValueError: If ``value`` has another shape or type.
         """
+        expected = self.batch_shape + self.event_shape
+        if value.shape[-len(expected) :] != expected:
+            raise ValueError(
+                f"LogisticMixture: value must have shape (..., {', '.join(map(str, expected))}), "
+                f"got {list(value.shape)}"
+            )
         draws = value.shape[: value.dim() - self.params.dim()]
         params = self.params.expand(*draws, *self.params.shape)
         total = ops.logistic_mixture_log_prob(
@@ -104,9 +115,7 @@ class LogisticMixture(Distribution):
         params = params[..., None].flatten(2)
         params = params.expand(draws.numel(), *params.shape).flatten(0, 1)
         mean, scale, q = self._chosen(params, temperature, generator)
-        noise = torch.rand(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-        # 0 has no finite logit.
-        spread = scale * temperature * torch.logit(noise, eps=1e-7)
+        spread = scale * temperature * logistic_noise(mean.shape, mean, generator)
         top, images, units = self.levels - 1, [], []
         for colour in range(mean.size(1)):
             centre = mean[:, colour]

@@ -64,8 +64,9 @@ def logistic_mixture_log_prob(
         :func:`flowops.reference.logistic_mixture_log_prob`.
 
     Cost:
-        One pass over ``x`` and ``params``: 4 C + 2 exponentials for each pixel and component. The
-        backward pass reads them once more, and writes the gradient of ``params``.
+        One pass over ``x`` and ``params``: 4 C + 2 exponentials for each pixel and component, and
+        three tanh where C is 3. The backward pass reads them once more, and writes the gradient of
+        ``params``.
 
     Source:
         Salimans et al., PixelCNN++, 2017, arXiv:1701.05517, sections 2.1 and 2.2. Their 10^-5

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+#: Channels of the parameters that one component has, by the number of colours.
+CHANNELS_OF_COMPONENT = {1: 3, 3: 10}
+
 
 def logistic_mixture_log_prob(
     x: Tensor, params: Tensor, *, levels: int = 256, min_log_scale: float = -7.0
 ) -> Tensor:
     """See :func:`flowops.ops.logistic_mixture_log_prob`."""
     wide = torch.promote_types(params.dtype, torch.float32)
-    colours, components = x.size(1), params.size(1) // (10 if x.size(1) == 3 else 3)
+    colours, components = x.size(1), params.size(1) // CHANNELS_OF_COMPONENT[x.size(1)]
     x, params = x.detach().to(wide)[..., None].flatten(2), params.to(wide)[..., None].flatten(2)
     x = x.unsqueeze(2)
     value, half = 2 * x / (levels - 1) - 1, 1 / (levels - 1)
