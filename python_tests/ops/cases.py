@@ -1,8 +1,11 @@
-"""Dtypes and shapes that the tests of several ops run over."""
+"""What the tests of several ops share: dtypes, shapes, threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Vectors, images and volumes; several samples a tile, samples of several chunks, odd sizes.
@@ -17,3 +20,17 @@ SAMPLE_SHAPES = (
     (2, 3, 2, 3, 2),
     (1, 1),
 )
+
+
+def same_for_any_threads(run: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """Assert that ``run`` gives the same bits on four threads as on one, and return them."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (4, 1):
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    many, one = results
+    assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
+    return many

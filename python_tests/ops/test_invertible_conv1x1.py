@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import DTYPES
+from ops.cases import DTYPES, same_for_any_threads
 from torch import Tensor
 
 from flowops import ops, reference
@@ -156,14 +156,7 @@ def test_sums_do_not_depend_on_threads(device: torch.device) -> None:
         def run(leaves: list[Tensor] = leaves) -> tuple[Tensor, ...]:
             return torch.autograd.grad(ops.invertible_conv1x1(*leaves).square().sum(), leaves)
 
-        threads = torch.get_num_threads()
-        many = run()
-        try:
-            torch.set_num_threads(1)
-            one = run()
-        finally:
-            torch.set_num_threads(threads)
-        assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
+        same_for_any_threads(run)
 
 
 def test_logdet_is_pixels_times_that_of_the_weight(device: torch.device) -> None:

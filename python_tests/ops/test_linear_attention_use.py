@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from ops.cases import same_for_any_threads
 from torch import Tensor
 
 from flowops import ops, reference
@@ -89,15 +90,7 @@ def test_threads_do_not_change_the_result(
     batch, _, heads, dim = size
     initial = torch.randn(batch, heads, dim, dim), torch.rand(batch, heads, dim)
     initial = [t.to(device) for t in initial]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        many = run()
-        torch.set_num_threads(1)
-        one = run()
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
+    same_for_any_threads(run)
 
 
 @pytest.mark.parametrize("dims", [(256, 256), (256, 3), (3, 256), (129, 65)])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from ops.cases import DTYPES
+from ops.cases import DTYPES, same_for_any_threads
 from torch import Tensor
 from torch.nn.utils import parametrizations
 
@@ -188,15 +188,7 @@ def test_layers_do_not_depend_on_each_other_or_on_threads(device: torch.device) 
             *torch.autograd.grad(sum(t.square().sum() for t in result[0]), leaves),
         ]
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        many = run(weight, u, v)
-        torch.set_num_threads(1)
-        one = run(weight, u, v)
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
+    many = same_for_any_threads(lambda: run(weight, u, v))
     alone = run(weight[1:2], u[1:2], v[1:2])
     assert torch.equal(alone[0], many[1])
     assert torch.equal(alone[4], many[14])
