@@ -4,12 +4,13 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 std::tuple<at::Tensor, at::Tensor> expected(const at::Tensor& x, const at::Tensor& bias,
                                             const at::Tensor& log_scale) {
@@ -50,13 +51,9 @@ void test_statistics() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    actnorm(at::zeros({2, 4}), at::zeros({3}), at::zeros({4}), {}, false);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("actnorm: bias must") == 0;
-  }
-  expect(raised, "a wrong number of channels is a ValueError that names op and argument");
+  expect_value_error("actnorm: bias must",
+                     "a wrong number of channels is a ValueError that names op and argument",
+                     [&] { actnorm(at::zeros({2, 4}), at::zeros({3}), at::zeros({4}), {}, false); });
 }
 
 }  // namespace

@@ -4,12 +4,13 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 constexpr int64_t kExp = 1, kScaleThenShift = 0, kScaleShift = 0;
 
@@ -47,13 +48,9 @@ void test_gradients() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    couple(at::zeros({2, 4}), at::zeros({3, 4}), false);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("affine_coupling: params must") == 0;
-  }
-  expect(raised, "a wrong batch size is a ValueError that names op and argument");
+  expect_value_error("affine_coupling: params must",
+                     "a wrong batch size is a ValueError that names op and argument",
+                     [&] { couple(at::zeros({2, 4}), at::zeros({3, 4}), false); });
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 
 #include <cmath>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 constexpr double kAlpha = 0.05;
 constexpr int64_t kLevels = 17;
@@ -47,13 +48,9 @@ void test_bytes_and_inverse() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    dequantize_logit(at::zeros({2, 4}), {}, {}, 0, kAlpha, false);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("dequantize_logit: levels must") == 0;
-  }
-  expect(raised, "wrong levels are a ValueError that names op and argument");
+  expect_value_error("dequantize_logit: levels must",
+                     "wrong levels are a ValueError that names op and argument",
+                     [&] { dequantize_logit(at::zeros({2, 4}), {}, {}, 0, kAlpha, false); });
 }
 
 }  // namespace

@@ -4,12 +4,13 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 constexpr int64_t kLogVariance = 0;
 
@@ -46,14 +47,11 @@ void test_stream() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    gaussian_rsample(at::zeros({2, 4}), at::zeros({2, 3}), at::zeros({2}, at::kLong), {}, {}, kLogVariance,
-                     false, true);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("gaussian_rsample: scale must") == 0;
-  }
-  expect(raised, "a wrong shape is a ValueError that names op and argument");
+  expect_value_error("gaussian_rsample: scale must",
+                     "a wrong shape is a ValueError that names op and argument", [&] {
+                       gaussian_rsample(at::zeros({2, 4}), at::zeros({2, 3}), at::zeros({2}, at::kLong), {},
+                                        {}, kLogVariance, false, true);
+                     });
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "ops/invertible_conv1x1_prepare.h"
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 at::Tensor expected(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return at::conv2d(x, weight.view({weight.size(0), weight.size(1), 1, 1}), bias);
@@ -67,13 +68,9 @@ void test_full_weights_with_actnorm() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    invertible_conv1x1(at::zeros({2, 4}), at::zeros({3, 3}), {});
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("invertible_conv1x1: weight must") == 0;
-  }
-  expect(raised, "a wrong number of channels is a ValueError that names op and argument");
+  expect_value_error("invertible_conv1x1: weight must",
+                     "a wrong number of channels is a ValueError that names op and argument",
+                     [&] { invertible_conv1x1(at::zeros({2, 4}), at::zeros({3, 3}), {}); });
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 
 #include <string>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 constexpr int64_t kElu = 0;
 constexpr double kEps = 1e-6;
@@ -60,13 +61,9 @@ void test_steps_are_the_whole() {
 
 void test_errors() {
   const auto x = at::zeros({2, 4, 3, 5});
-  bool raised = false;
-  try {
-    attend({x, x.narrow(1, 0, 3), x}, true);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("linear_attention: k must") == 0;
-  }
-  expect(raised, "keys of another length are a ValueError that names op and argument");
+  expect_value_error("linear_attention: k must",
+                     "keys of another length are a ValueError that names op and argument",
+                     [&] { attend({x, x.narrow(1, 0, 3), x}, true); });
 }
 
 }  // namespace

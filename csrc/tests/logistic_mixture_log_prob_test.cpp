@@ -6,12 +6,13 @@
 
 #include <cmath>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 // One component of one colour: the difference of two sigmoids.
 void test_values_and_gradients() {
@@ -37,13 +38,9 @@ void test_bytes() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    logistic_mixture_log_prob(at::zeros({2, 3}), at::zeros({2, 9}), 256, -7);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("logistic_mixture_log_prob: params must") == 0;
-  }
-  expect(raised, "a wrong shape is a ValueError that names op and argument");
+  expect_value_error("logistic_mixture_log_prob: params must",
+                     "a wrong shape is a ValueError that names op and argument",
+                     [&] { logistic_mixture_log_prob(at::zeros({2, 3}), at::zeros({2, 9}), 256, -7); });
 }
 
 }  // namespace

@@ -4,12 +4,13 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 const std::vector<double> kForm = {-3, 3, -3, 3, 1e-3, 1e-3, 1e-3, std::log(2.0) / 0.999, 0};
 
@@ -38,13 +39,9 @@ void test_derivative() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    spline(at::zeros({2, 4}), at::zeros({2, 4, 24}), false);
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("rational_quadratic_spline: params must") == 0;
-  }
-  expect(raised, "a wrong number of parameters is a ValueError that names op and argument");
+  expect_value_error("rational_quadratic_spline: params must",
+                     "a wrong number of parameters is a ValueError that names op and argument",
+                     [&] { spline(at::zeros({2, 4}), at::zeros({2, 4, 24}), false); });
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 
 #include <string>
 
-#include "tests/expect.h"
+#include "tests/expect_error.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
+using testing::expect_value_error;
 
 struct Layers {
   TensorVector weight, u, v;
@@ -47,13 +48,9 @@ void test_values_and_gradients() {
 }
 
 void test_errors() {
-  bool raised = false;
-  try {
-    spectral_norm({at::zeros({2, 4})}, {at::zeros({2})}, {at::zeros({3})}, 1, 1e-12, {});
-  } catch (const c10::ValueError& error) {
-    raised = std::string(error.what_without_backtrace()).find("spectral_norm: v[0] must") == 0;
-  }
-  expect(raised, "a vector of the wrong length is a ValueError that names op and argument");
+  expect_value_error(
+      "spectral_norm: v[0] must", "a vector of the wrong length is a ValueError that names op and argument",
+      [&] { spectral_norm({at::zeros({2, 4})}, {at::zeros({2})}, {at::zeros({3})}, 1, 1e-12, {}); });
 }
 
 }  // namespace
