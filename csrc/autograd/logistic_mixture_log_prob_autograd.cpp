@@ -41,7 +41,9 @@ Tensor composed(const Tensor& x, const Tensor& params, int64_t levels, double mi
   const Tensor has_lower = (x_wide > 0).expand_as(mean), has_upper = (x_wide < levels - 1).expand_as(mean);
   const Tensor upper = at::where(has_upper, at::log_sigmoid(inverse * (distance + half)), zero);
   const Tensor lower = at::where(has_lower, at::log_sigmoid(-inverse * (distance - half)), zero);
-  const Tensor width = (-at::expm1(-2 * half * inverse)).log();
+  // log(1 - exp(-w)), w = 2 half inverse, which may underflow.
+  const Tensor w = (2 * half * inverse).clamp_min(1e-30);
+  const Tensor width = std::log(2 * half) - log_scale + (-at::expm1(-w) / w).log();
   const Tensor mass = upper + lower + at::where(has_lower.logical_and(has_upper), width, zero);
   const Tensor joint = at::logsumexp(logits + mass.sum(1), 1), prior = at::logsumexp(logits, 1);
   return (joint - prior).sum(1);
@@ -63,16 +65,15 @@ class LogisticMixtureLogProb : public torch::autograd::Function<LogisticMixtureL
     const Tensor &x = saved[0], &params = saved[1];
     const int64_t levels = ctx->saved_data["levels"].toInt();
     const double min_log_scale = ctx->saved_data["min_log_scale"].toDouble();
-    Tensor grad_params;
-    if (!params.requires_grad()) {
-      grad_params = Tensor();
-    } else if (at::GradMode::is_enabled()) {
-      grad_params = torch::autograd::grad({composed(x.detach(), params, levels, min_log_scale)}, {params},
-                                          {grads[0]}, /*retain_graph=*/true, /*create_graph=*/true)[0];
-    } else {
-      grad_params = logistic_mixture_log_prob_backward(grads[0], x, params, levels, min_log_scale);
+    if (!ctx->needs_input_grad(1)) return {Tensor(), Tensor(), Tensor(), Tensor()};
+    if (!at::GradMode::is_enabled()) {
+      return {Tensor(), logistic_mixture_log_prob_backward(grads[0], x, params, levels, min_log_scale),
+              Tensor(), Tensor()};
     }
-    return {Tensor(), grad_params, Tensor(), Tensor()};
+    const auto composed_grads =
+        torch::autograd::grad({composed(x.detach(), params, levels, min_log_scale)}, {params}, {grads[0]},
+                              /*retain_graph=*/true, /*create_graph=*/true);
+    return {Tensor(), composed_grads[0], Tensor(), Tensor()};
   }
 };
 

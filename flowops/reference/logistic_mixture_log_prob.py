@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -29,7 +31,9 @@ def logistic_mixture_log_prob(
     zero = torch.zeros_like(mean)
     upper = torch.where(x < levels - 1, logsigmoid(inverse * (value - mean + half)), zero)
     lower = torch.where(x > 0, logsigmoid(-inverse * (value - mean - half)), zero)
-    width = torch.log(-torch.expm1(-2 * half * inverse))
+    # log(1 - exp(-w)), w = 2 half inverse, which may underflow.
+    w = (2 * half * inverse).clamp(min=1e-30)
+    width = math.log(2 * half) - log_scale + torch.log(-torch.expm1(-w) / w)
     mass = upper + lower + torch.where((x > 0) & (x < levels - 1), width, zero)
     joint = torch.logsumexp(logits + mass.sum(1), 1)
     return (joint - torch.logsumexp(logits, 1)).sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,14 +149,20 @@ def test_unlikely_values_keep_their_digits(device: torch.device) -> None:
         assert_close(grad.cpu(), want, dtype=dtype, factor=4)
 
 
-def test_wide_scales_do_not_underflow(device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "function", [ops.logistic_mixture_log_prob, reference.logistic_mixture_log_prob]
+)
+@pytest.mark.parametrize("composed", [False, True])
+def test_wide_scales_do_not_underflow(
+    composed: bool, function: Callable[..., Tensor], device: torch.device
+) -> None:
     for scale in (60.0, 90.0, 300.0):
         params = torch.tensor([[0.0, 0.3, scale]], device=device).requires_grad_()
-        log_prob = ops.logistic_mixture_log_prob(torch.tensor([[7.0]], device=device), params)
+        log_prob = function(torch.tensor([[7.0]], device=device), params)
         # The density at the mean, 1/4 of the inverse scale, times the width of the bin.
         want = torch.tensor([math.log(2 / 255 / 4) - scale], device=device)
         assert_close(log_prob, want, dtype=torch.float32)
-        (grad,) = torch.autograd.grad(log_prob, params)
+        (grad,) = torch.autograd.grad(log_prob, params, create_graph=composed)
         assert_close(grad, torch.tensor([[0, 0, -1]], device=device), dtype=torch.float32)
 
 
