@@ -105,25 +105,26 @@ struct DequantizeLogitBackwardCall {
   DequantizeLogitBackwardParams p;
 };
 
-// What forward and backward have in common.
+// What forward and backward have in common. Returns whether samples are vectors.
 template <typename Call>
-void prepare_logit(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& key, int64_t levels,
+bool prepare_logit(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& key, int64_t levels,
                    double alpha, bool inverse) {
   auto& p = call.p;
   const bool vectors = walk_planar(p, x);
   p.levels = static_cast<double>(levels), p.alpha = alpha, p.inverse = inverse;
   call.x = walkable(x);
   p.x = operand(call.x, vectors);
-  if (!key) return;
+  if (!key) return vectors;
   call.key = key->contiguous();
   p.key = call.key.template const_data_ptr<int64_t>();
+  return vectors;
 }
 
 inline DequantizeLogitCall prepare_dequantize_logit(const at::Tensor& x, const std::optional<at::Tensor>& key,
                                                     const std::optional<at::Tensor>& logdet, int64_t levels,
                                                     double alpha, bool inverse) {
   DequantizeLogitCall call;
-  prepare_logit(call, x, key, levels, alpha, inverse);
+  const bool vectors = prepare_logit(call, x, key, levels, alpha, inverse);
   const auto type = logit_type(x);
   call.z = empty_like_layout(call.x, type);
   call.logdet = x.new_empty({x.size(0)}, x.options().dtype(accumulation_type(type)));
@@ -131,7 +132,7 @@ inline DequantizeLogitCall prepare_dequantize_logit(const at::Tensor& x, const s
   const double log_slope = std::log1p(-2 * alpha) - std::log(p.levels);
   p.log_slope = inverse ? -log_slope : log_slope;
   p.bytes = x.scalar_type() == at::kByte;
-  p.z = operand(call.z, pixel_count(x) == 1);
+  p.z = operand(call.z, vectors);
   p.logdet = call.logdet.data_ptr();
   if (logdet) {
     call.logdet_before = logdet->contiguous();
@@ -145,11 +146,10 @@ inline DequantizeLogitBackwardCall prepare_dequantize_logit_backward(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& x,
     const std::optional<at::Tensor>& key, int64_t levels, double alpha, bool inverse) {
   DequantizeLogitBackwardCall call;
-  prepare_logit(call, x, key, levels, alpha, inverse);
+  const bool vectors = prepare_logit(call, x, key, levels, alpha, inverse);
   call.grad_z = walkable(grad_z), call.grad_logdet = grad_logdet.contiguous();
   call.grad_x = empty_like_layout(call.x);
   auto& p = call.p;
-  const bool vectors = pixel_count(x) == 1;
   p.grad_z = operand(call.grad_z, vectors);
   p.grad_x = operand(call.grad_x, vectors);
   p.grad_logdet = call.grad_logdet.const_data_ptr();

@@ -63,9 +63,9 @@ struct GaussianLogProbBackwardCall {
   GaussianLogProbBackwardParams p;
 };
 
-// What forward and backward have in common.
+// What forward and backward have in common. Returns whether samples are vectors.
 template <typename Call>
-void prepare_density(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& mean,
+bool prepare_density(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& mean,
                      const std::optional<at::Tensor>& log_scale) {
   auto& p = call.p;
   const bool vectors = walk_planar(p, x);
@@ -73,6 +73,7 @@ void prepare_density(Call& call, const at::Tensor& x, const std::optional<at::Te
   p.x = operand(call.x, vectors);
   if (mean) call.mean = walkable(*mean), p.mean = operand(call.mean, vectors);
   if (log_scale) call.log_scale = walkable(*log_scale), p.log_scale = operand(call.log_scale, vectors);
+  return vectors;
 }
 
 inline GaussianLogProbCall prepare_gaussian_log_prob(const at::Tensor& x,
@@ -91,11 +92,10 @@ inline GaussianLogProbBackwardCall prepare_gaussian_log_prob_backward(
     const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& mean,
     const std::optional<at::Tensor>& log_scale, bool wants_x, bool wants_mean, bool wants_log_scale) {
   GaussianLogProbBackwardCall call;
-  prepare_density(call, x, mean, log_scale);
+  const bool vectors = prepare_density(call, x, mean, log_scale);
   call.grad = grad.contiguous();
   auto& p = call.p;
   p.grad = call.grad.const_data_ptr();
-  const bool vectors = pixel_count(x) == 1;
   const auto allocate = [&](bool wanted, const at::Tensor& like, Operand& target) {
     if (!wanted || !like.defined()) return x.new_empty({0});
     auto result = empty_like_layout(like);

@@ -98,9 +98,9 @@ struct GaussianRsampleBackwardCall {
   GaussianRsampleBackwardParams p;
 };
 
-// What forward and backward have in common.
+// What forward and backward have in common. Returns whether samples are vectors.
 template <typename Call>
-void prepare_gaussians(Call& call, const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& key,
+bool prepare_gaussians(Call& call, const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& key,
                        const std::optional<at::Tensor>& prior_mean,
                        const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual,
                        bool with_kl) {
@@ -112,10 +112,11 @@ void prepare_gaussians(Call& call, const at::Tensor& mean, const at::Tensor& sca
   p.key = call.key.template const_data_ptr<int64_t>();
   p.mean = operand(call.mean, vectors);
   p.scale = operand(call.scale, vectors);
-  if (!prior_mean || !(residual || with_kl)) return;
+  if (!prior_mean || !(residual || with_kl)) return vectors;
   call.prior_mean = walkable(*prior_mean), call.prior_scale = walkable(*prior_scale);
   p.prior_mean = operand(call.prior_mean, vectors);
   p.prior_scale = operand(call.prior_scale, vectors);
+  return vectors;
 }
 
 inline GaussianRsampleCall prepare_gaussian_rsample(const at::Tensor& mean, const at::Tensor& scale,
@@ -124,12 +125,13 @@ inline GaussianRsampleCall prepare_gaussian_rsample(const at::Tensor& mean, cons
                                                     const std::optional<at::Tensor>& prior_scale,
                                                     int64_t form, bool residual, bool with_kl) {
   GaussianRsampleCall call;
-  prepare_gaussians(call, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+  const bool vectors =
+      prepare_gaussians(call, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
   const auto options = mean.options().dtype(accumulation_type(mean.scalar_type()));
   call.z = empty_like_layout(call.mean);
   call.kl = mean.new_empty({mean.size(0)}, options);
   auto& p = call.p;
-  p.z = operand(call.z, pixel_count(mean) == 1);
+  p.z = operand(call.z, vectors);
   p.kl = call.kl.data_ptr();
   merge_rows(p.outer, p.inner, {&p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.z});
   return call;
@@ -140,11 +142,11 @@ inline GaussianRsampleBackwardCall prepare_gaussian_rsample_backward(
     const at::Tensor& key, const std::optional<at::Tensor>& prior_mean,
     const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual, bool with_kl) {
   GaussianRsampleBackwardCall call;
-  prepare_gaussians(call, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+  const bool vectors =
+      prepare_gaussians(call, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
   call.grad_z = walkable(grad_z);
   call.grad_kl = grad_kl.contiguous();
   auto& p = call.p;
-  const bool vectors = pixel_count(mean) == 1;
   const auto allocate = [&](const at::Tensor& like, Operand& target) {
     auto grad = empty_like_layout(like);
     target = operand(grad, vectors);
