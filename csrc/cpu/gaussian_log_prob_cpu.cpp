@@ -130,22 +130,22 @@ void run_backward(const GaussianLogProbBackwardParams& p) {
 
 }  // namespace
 
-at::Tensor gaussian_log_prob_cpu(const at::Tensor& x, const std::optional<at::Tensor>& mean,
-                                 const std::optional<at::Tensor>& log_scale) {
-  check_gaussian_log_prob_inputs(x, mean, log_scale);
-  const auto call = prepare_gaussian_log_prob(x, mean, log_scale);
+at::Tensor gaussian_log_prob_cpu(const at::Tensor& x, const OptionalTensor& mean,
+                                 const OptionalTensor& log_scale, const OptionalTensor& params) {
+  check_gaussian_log_prob_inputs(x, mean, log_scale, params);
+  const auto call = prepare_gaussian_log_prob(x, mean, log_scale, params);
   FLOWOPS_DISPATCH(x.scalar_type(), kGaussianLogProb, [&] { run_forward<scalar_t, opmath_t>(call.p); });
   return call.log_prob;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_log_prob_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& mean,
-    const std::optional<at::Tensor>& log_scale, bool wants_x, bool wants_mean, bool wants_log_scale) {
-  check_gaussian_log_prob_backward_inputs(grad, x, mean, log_scale);
-  const auto call =
-      prepare_gaussian_log_prob_backward(grad, x, mean, log_scale, wants_x, wants_mean, wants_log_scale);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_log_prob_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_scale,
+    const OptionalTensor& params, bool wants_x, bool wants_mean, bool wants_log_scale, bool wants_params) {
+  check_gaussian_log_prob_backward_inputs(grad, x, mean, log_scale, params);
+  const auto call = prepare_gaussian_log_prob_backward(grad, x, mean, log_scale, params, wants_x, wants_mean,
+                                                       wants_log_scale, wants_params);
   FLOWOPS_DISPATCH(x.scalar_type(), kGaussianLogProb, [&] { run_backward<scalar_t, opmath_t>(call.p); });
-  return {call.grad_x, call.grad_mean, call.grad_log_scale};
+  return {call.grad_x, call.grad_mean, call.grad_log_scale, call.grad_params};
 }
 
 }  // namespace flowops

@@ -18,7 +18,11 @@ _kernel = typed_call("gaussian_log_prob")
 
 
 def gaussian_log_prob(
-    x: Tensor, mean: Tensor | None = None, log_scale: Tensor | None = None
+    x: Tensor,
+    mean: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    *,
+    params: Tensor | None = None,
 ) -> Tensor:
     r"""Return the log-density of each sample under a diagonal Gaussian, in one pass.
 
@@ -28,13 +32,15 @@ def gaussian_log_prob(
 
     Shapes:
         ``x`` has shape (B, C, \*S) with any number of pixel dimensions, none included; the sum is
-        over all but B. Channel slices of a net's output (``mean, log_scale = h.chunk(2, 1)``, or
-        ``h[:, ::2]``), expanded tensors and channels_last are taken as they are.
+        over all but B. ``params``: (B, 2C, \*S). Channel slices of a net's output (``h[:, ::2]``),
+        expanded tensors and channels_last are taken as they are.
 
     Args:
         x: Where, float64, float32, float16 or bfloat16.
         mean: :math:`\mu`, dtype of ``x`` and of a shape that expands to that of ``x``; None for 0.
         log_scale: :math:`\log \sigma`, likewise; None for 0, the standard deviation 1.
+        params: A net's output whole, dtype of ``x``: :math:`\mu`, then :math:`\log \sigma` along
+            dimension 1, in the place of ``mean`` and ``log_scale``.
 
     Returns:
         Nats, shape (B,), float64 for float64 and else float32, differentiable in all arguments.
@@ -51,7 +57,8 @@ def gaussian_log_prob(
 
     Cost:
         One pass: reads x, mean and log_scale once. The backward pass reads them once more and
-        writes only the gradients that are wanted.
+        writes only the gradients that are wanted. That of ``params`` is written whole; from
+        ``mean, log_scale = h.chunk(2, 1)`` autograd would concatenate it, a pass more.
 
     Source:
         Kingma and Dhariwal, Glow, 2018, arXiv:1807.03039, whose priors have a mean and a log
@@ -63,8 +70,9 @@ def gaussian_log_prob(
     """
     mean, log_scale = _expand("mean", mean, x), _expand("log_scale", log_scale, x)
     if transforms_active():
-        return reference.gaussian_log_prob(x, mean, log_scale)
-    return _kernel(x, mean, log_scale)
+        _check_params(x, mean, log_scale, params)
+        return reference.gaussian_log_prob(x, mean, log_scale, params=params)
+    return _kernel(x, mean, log_scale, params)
 
 
 def _expand(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
@@ -80,8 +88,37 @@ def _expand(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
         raise ValueError(message) from None
 
 
+def _check_params(
+    x: Tensor, mean: Tensor | None, log_scale: Tensor | None, params: Tensor | None
+) -> None:
+    """Mirror what csrc/ops/gaussian_log_prob.h checks, where its kernels do not run."""
+    if params is None:
+        return
+    torch._check_value(
+        mean is None and log_scale is None,
+        lambda: f"{_NAME}: params must be None where mean or log_scale is given, got a tensor",
+    )
+    shape = (x.size(0), 2 * x.size(1), *x.shape[2:])
+    torch._check_value(
+        params.shape == shape,
+        lambda: (
+            f"{_NAME}: params must have shape {list(shape)} (means and log-scales of x), "
+            f"got {list(params.shape)}"
+        ),
+    )
+    torch._check_value(
+        params.dtype == x.dtype,
+        lambda: f"{_NAME}: params must be {x.dtype} (like x), got {params.dtype}",
+    )
+    torch._check_value(
+        params.device == x.device,
+        lambda: f"{_NAME}: params must be on {x.device} (like x), got {params.device}",
+    )
+
+
 @torch.library.register_fake("flowops::gaussian_log_prob")
-def _(x: Tensor, mean: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _(x: Tensor, mean: Tensor | None, log_scale: Tensor | None, params: Tensor | None) -> Tensor:
+    _check_params(x, mean, log_scale, params)
     return x.new_empty(x.size(0), dtype=accumulation_dtype(x.dtype))
 
 
@@ -91,10 +128,12 @@ def _(
     x: Tensor,
     mean: Tensor | None,
     log_scale: Tensor | None,
+    params: Tensor | None,
     wants_x: bool,
     wants_mean: bool,
     wants_log_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    wants_params: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def gradient(wanted: bool, like: Tensor | None) -> Tensor:
         return empty_like_layout(like) if wanted and like is not None else x.new_empty(0)
 
@@ -102,4 +141,5 @@ def _(
         gradient(wants_x, x),
         gradient(wants_mean, mean),
         gradient(wants_log_scale, log_scale),
+        gradient(wants_params, params),
     )

@@ -11,9 +11,15 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 def gaussian_log_prob(
-    x: Tensor, mean: Tensor | None = None, log_scale: Tensor | None = None
+    x: Tensor,
+    mean: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    *,
+    params: Tensor | None = None,
 ) -> Tensor:
     """See :func:`flowops.ops.gaussian_log_prob`."""
+    if params is not None:
+        mean, log_scale = params.chunk(2, 1)
     wide = torch.promote_types(x.dtype, torch.float32)
     distance = x.to(wide)
     if mean is not None:

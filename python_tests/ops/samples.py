@@ -94,13 +94,16 @@ def uniform_noise(rng: random.Random) -> Arguments:
 
 def gaussian_log_prob(rng: random.Random) -> Arguments:
     shape = shape_of(rng)
+    if chance(rng):
+        params = normal(shape[0], 2 * shape[1], *shape[2:])
+        return [normal(*shape), None, None, params]
     given = [normal(*shape) if chance(rng) else None for _ in range(2)]
-    return [normal(*shape), *given]
+    return [normal(*shape), *given, None]
 
 
 def gaussian_log_prob_backward(rng: random.Random) -> Arguments:
     arguments = gaussian_log_prob(rng)
-    wants = [chance(rng) or chance(rng), chance(rng), chance(rng)]
+    wants = [chance(rng) or chance(rng), chance(rng), chance(rng), chance(rng)]
     return [normal(arguments[0].size(0)), *arguments, *wants]
 
 
