@@ -33,8 +33,9 @@ struct Thread {
   State state = State::kExited;
   Site site{};
   unsigned mask = 0;
-  unsigned source_lane = 0;
-  uint64_t value = 0;
+  const void* published = nullptr;
+  size_t bytes = 0;
+  void* gathered = nullptr;
 };
 
 struct SharedArray {
@@ -130,11 +131,14 @@ bool release_warp(Thread* warp, unsigned lanes) {
                  same(warp[other].site, first.site);
     }
     if (!complete) continue;
-    uint64_t published[kWarp];
-    for (unsigned other = 0; other < lanes; ++other) published[other] = warp[other].value;
+    std::vector<unsigned char> published(first.bytes * kWarp);
     for (unsigned other = 0; other < lanes; ++other) {
       if (!(mask >> other & 1)) continue;
-      warp[other].value = published[warp[other].source_lane];
+      std::memcpy(&published[first.bytes * other], warp[other].published, first.bytes);
+    }
+    for (unsigned other = 0; other < lanes; ++other) {
+      if (!(mask >> other & 1)) continue;
+      std::memcpy(warp[other].gathered, published.data(), published.size());
       warp[other].state = State::kRunning;
     }
     released = true;
@@ -250,15 +254,21 @@ void seed(uint64_t value) {
 
 void wait_for_block(Site site) { suspend(State::kAtBarrier, site); }
 
-uint64_t exchange(unsigned mask, uint64_t value, unsigned source_lane, Site site) {
+void gather(unsigned mask, const void* mine, size_t bytes, void* all, Site site) {
   Thread* self = engine.current;
   if (!(mask >> lane_index() & 1)) fail("a lane takes part in an exchange whose mask leaves it out");
-  if (source_lane >= kWarp || !(mask >> source_lane & 1)) fail("a shuffle reads a lane outside its mask");
   self->mask = mask;
-  self->source_lane = source_lane;
-  self->value = value;
+  self->published = mine;
+  self->bytes = bytes;
+  self->gathered = all;
   suspend(State::kInWarp, site);
-  return self->value;
+}
+
+uint64_t exchange(unsigned mask, uint64_t value, unsigned source_lane, Site site) {
+  if (source_lane >= kWarp || !(mask >> source_lane & 1)) fail("a shuffle reads a lane outside its mask");
+  uint64_t all[kWarp];
+  gather(mask, &value, sizeof(value), all, site);
+  return all[source_lane];
 }
 
 void* shared_array(const void* key, size_t bytes) {

@@ -31,8 +31,11 @@ void seed(uint64_t value);
 
 void wait_for_block(Site site);
 
-// Publishes `value` to the lanes of `mask`, waits for them, and returns what `source_lane`
-// published.
+// Publishes `bytes` bytes of `mine` to the lanes of `mask`, waits for them, and copies what each lane
+// published to `all`, one after another in the order of lanes.
+void gather(unsigned mask, const void* mine, size_t bytes, void* all, Site site);
+
+// The same for one value; returns what `source_lane` published.
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source_lane, Site site);
 
 // The block's shared array that belongs to `key`, a distinct address for each declaration.

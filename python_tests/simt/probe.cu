@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "common/cuda.cuh"
+#include "common/mma.cuh"
 
 namespace flowops {
 namespace {
@@ -80,6 +81,28 @@ __global__ void static_out_of_bounds_kernel(float* result) {
   result[threadIdx.x] = stage[threadIdx.x];
 }
 
+// data: A (16, 8), then B (8, 8); result: A B (16, 8), with `rest` of what TF32 drops of them alone.
+__global__ void mma_kernel(const float* data, float* result, bool rest) {
+  const int group = threadIdx.x / 4, place = threadIdx.x % 4;
+  const auto bits = [rest](float x) {
+    const uint32_t most = tf32_bits(x);
+    return rest ? tf32_bits(x - tf32_value(most)) : most;
+  };
+  Tf32A a;
+  Tf32B b;
+  for (int i = 0; i < 4; ++i) a.bits[i] = bits(data[(group + i % 2 * 8) * 8 + place + i / 2 * 4]);
+  for (int i = 0; i < 2; ++i) b.bits[i] = bits(data[128 + (place + i * 4) * 8 + group]);
+  MmaSum sum{};
+  mma(sum, a, b);
+  for (int i = 0; i < 4; ++i) result[(group + i / 2 * 8) * 8 + 2 * place + i % 2] = sum.values[i];
+}
+
+__global__ void divergent_mma_kernel(float* result) {
+  MmaSum sum{};
+  if (threadIdx.x < 31) mma(sum, Tf32A{}, Tf32B{});
+  result[threadIdx.x] = sum.values[0];
+}
+
 __global__ void order_kernel(int* order, int* next) { order[(*next)++] = blockIdx.x; }
 
 __global__ void empty_kernel() {}
@@ -102,6 +125,10 @@ cudaError_t run(const char* name, float* data, void* result, int option) {
     return launch(misaligned_kernel, 1, warp, 0, nullptr, data, static_cast<float*>(result));
   if (is("out_of_bounds")) return launch(out_of_bounds_kernel, 1, warp, 32 * sizeof(float), nullptr, data);
   if (is("static_out_of_bounds")) return launch(static_out_of_bounds_kernel, 1, warp, 0, nullptr, data);
+  if (is("mma"))
+    return launch(mma_kernel, 1, warp, 0, nullptr, data, static_cast<float*>(result), option != 0);
+  if (is("divergent_mma"))
+    return launch(divergent_mma_kernel, 1, warp, 0, nullptr, static_cast<float*>(result));
   if (is("order"))
     return launch(order_kernel, 100, 1, 0, nullptr, static_cast<int*>(result),
                   static_cast<int*>(result) + 100);

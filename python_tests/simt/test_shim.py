@@ -79,6 +79,41 @@ def test_shuffle_broadcasts(probe):
     np.testing.assert_array_equal(data, np.full(32, 5))
 
 
+def _product(probe, a, b, option=0):
+    data = np.concatenate([a.ravel(), b.ravel()]).astype(np.float32)
+    result = np.zeros((16, 8), np.float32)
+    assert probe("mma", data, result, option) == 0
+    return result
+
+
+def _to_tf32(x):
+    """Ties away from zero, as cvt.rna does."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    scaled = mantissa * 2.0**11
+    return np.sign(scaled) * np.floor(np.abs(scaled) + 0.5) * 2.0 ** (exponent - 11.0)
+
+
+def test_tensor_cores_multiply_what_tf32_keeps(probe):
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((16, 8), (8, 8)))
+    a[0, 0] = 1 + 2.0**-11  # a tie
+    kept = _to_tf32(a), _to_tf32(b)
+    np.testing.assert_allclose(_product(probe, a, b), kept[0] @ kept[1], atol=2e-6)
+    rest = _to_tf32(a - kept[0]), _to_tf32(b - kept[1])
+    assert np.abs(rest[0] @ rest[1]).max() > 1e-8
+    np.testing.assert_allclose(_product(probe, a, b, 1), rest[0] @ rest[1], atol=1e-13)
+
+
+def test_tensor_cores_keep_nan_and_infinity(probe):
+    ones = np.ones((16, 8), np.float32), np.ones((8, 8), np.float32)
+    for value in (np.nan, -np.inf):
+        a = ones[0].copy()
+        a[3, 5] = value
+        product = _product(probe, a, ones[1])
+        np.testing.assert_array_equal(product[3], np.full(8, value))
+        np.testing.assert_array_equal(np.delete(product, 3, 0), 8)
+
+
 def test_blocks_run_once_each_in_random_order(probe):
     order = np.zeros(101, np.int32)
     probe("order", result=order)
@@ -94,6 +129,7 @@ def test_blocks_run_once_each_in_random_order(probe):
         ("missing_lane", "for lane 31, which has left"),
         ("divergent_shuffle", "for lanes that wait elsewhere"),
         ("masked_source", "reads a lane outside its mask"),
+        ("divergent_mma", "for lane 31, which has left"),
         ("misaligned", "misaligned 16-byte load"),
     ],
 )
