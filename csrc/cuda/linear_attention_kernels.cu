@@ -1,61 +1,55 @@
 // The scan of math/linear_attention.h, one block for a head of a sequence and a slice of columns: chunks of
-// rows and the state lie in shared memory, and are multiplied in the accumulation type.
+// rows and the state lie in shared memory in the accumulation type.
 #include "common/cuda.cuh"
 #include "cuda/linear_attention_launch.h"
+#include "cuda/linear_attention_product.cuh"
 
 namespace flowops {
 namespace {
 
-constexpr int kAttentionThreads = 128;
-// Rows and columns of a product that one thread computes at a time.
-constexpr int kProductTile = 4;
+// Elements of a row that a thread moves at a time, in memory as many bytes aligned, if they can be.
+constexpr int kPiece = 4;
 
 template <typename T>
-struct Matrix {
-  T* data;
-  int row, column;  // strides
-  __device__ T& at(int i, int j) const { return data[i * row + j * column]; }
-  __device__ Matrix transposed() const { return {data, column, row}; }
+struct alignas(sizeof(T) * kPiece < 16 ? sizeof(T) * kPiece : 16) Piece {
+  T lanes[kPiece];
 };
 
-// target = or += a b by the whole block, kLower: of a only the elements on and below the diagonal. Those
-// above are not multiplied at all: 0 * NaN is NaN.
-template <bool kAdd, bool kLower, typename T>
-__device__ void multiply(int rows, int columns, int depth, Matrix<T> a, Matrix<T> b, Matrix<T> target) {
-  const int across = (columns + kProductTile - 1) / kProductTile;
-  const int tiles = (rows + kProductTile - 1) / kProductTile * across;
-  for (int tile = threadIdx.x; tile < tiles; tile += kAttentionThreads) {
-    const int first = tile / across * kProductTile, column = tile % across;
-    T sum[kProductTile][kProductTile];
+template <typename T>
+__device__ bool aligned_pieces(const T* row) {
+  return reinterpret_cast<uintptr_t>(row) % alignof(Piece<T>) == 0;
+}
+
+// The piece of `row`, of which `left` elements are there, zeros behind them.
+template <typename T>
+__device__ Piece<T> load_piece(const T* row, int left) {
+  if (left >= kPiece && aligned_pieces(row)) return *reinterpret_cast<const Piece<T>*>(row);
+  Piece<T> piece;
 #pragma unroll
-    for (int r = 0; r < kProductTile; ++r) {
+  for (int c = 0; c < kPiece; ++c) piece.lanes[c] = c < left ? row[c] : T(0.f);
+  return piece;
+}
+
+template <typename T>
+__device__ void store_piece(T* row, int left, const Piece<T>& piece) {
+  if (left >= kPiece && aligned_pieces(row)) {
+    *reinterpret_cast<Piece<T>*>(row) = piece;
+    return;
+  }
 #pragma unroll
-      for (int c = 0; c < kProductTile; ++c) sum[r][c] = T(0);
-    }
-    const int limit = kLower ? min(depth, first + kProductTile) : depth;
-    for (int k = 0; k < limit; ++k) {
-      T left[kProductTile], right[kProductTile];
-#pragma unroll
-      for (int r = 0; r < kProductTile; ++r) left[r] = a.at(min(first + r, rows - 1), k);
-#pragma unroll
-      for (int c = 0; c < kProductTile; ++c) right[c] = b.at(k, min(column + c * across, columns - 1));
-#pragma unroll
-      for (int r = 0; r < kProductTile; ++r) {
-        if (kLower && k > first + r) continue;
-#pragma unroll
-        for (int c = 0; c < kProductTile; ++c) sum[r][c] += left[r] * right[c];
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kProductTile; ++r) {
-#pragma unroll
-      for (int c = 0; c < kProductTile; ++c) {
-        const int i = first + r, j = column + c * across;
-        if (i >= rows || j >= columns) continue;
-        T& element = target.at(i, j);
-        element = kAdd ? element + sum[r][c] : sum[r][c];
-      }
-    }
+  for (int c = 0; c < kPiece; ++c) {
+    if (c < left) row[c] = piece.lanes[c];
+  }
+}
+
+// Calls body(row, first column) for the pieces of rows of `columns` columns, all of them by the whole block.
+template <typename Body>
+__device__ void for_each_piece(int rows, int columns, const Body& body) {
+  const int pieces = ceil_div(columns, kPiece);
+  // More at a time would spill registers.
+#pragma unroll 2
+  for (int index = threadIdx.x; index < rows * pieces; index += kAttentionThreads) {
+    body(index / pieces, index % pieces * kPiece);
   }
 }
 
@@ -72,16 +66,18 @@ class BlockScan {
     columns_ = min(tiling.slice, int(scan.value.columns) - first_);
     all_columns_ = columns_ + scan.value.tail;
     T* memory = dynamic_shared<T>();
-    const auto take = [&](int rows, int columns) {
-      const Matrix<T> matrix{memory, odd(columns), 1};
-      memory += rows * odd(columns);
+    const auto take = [&](int rows, int stride) {
+      const Matrix<T> matrix{memory, stride};
+      memory += rows * stride;
       return matrix;
     };
-    query_ = take(chunk_, rows_), key_ = take(chunk_, rows_);
-    value_ = take(chunk_, tiling.slice + 1), sums_ = take(chunk_, tiling.slice + 1);
-    state_ = take(rows_, tiling.slice + 1);
-    scores_ = take(chunk_, chunk_);
+    const int wide = b_stride(tiling.slice + 1);
+    query_ = take(chunk_, a_stride(rows_)), key_ = take(chunk_, a_stride(rows_));
+    value_ = take(chunk_, wide), sums_ = take(chunk_, wide);
+    state_ = take(round_up(rows_, kMmaRows), wide);
+    scores_ = take(chunk_, a_stride(chunk_));
     row_factor_ = memory, row_tail_ = memory + chunk_;
+    spoiled_ = reinterpret_cast<int*>(memory + 2 * chunk_);
   }
 
   __device__ void run() {
@@ -93,34 +89,32 @@ class BlockScan {
       begin = clamped(scan_.offsets[sequence_], 0);
       query_end = key_end = clamped(scan_.offsets[sequence_ + 1], begin);
     }
+    if (threadIdx.x == 0) *spoiled_ = 0;
+    __syncthreads();
     load_state();
-    if (!scan_.causal && !scan_.complete) {
-      for (int64_t start = begin; start < key_end; start += chunk_) {
-        const int count = start_chunk(begin, key_end, start);
-        load(scan_.key, count, 0, int(scan_.key.columns), key_);
-        load(scan_.value, count, first_, columns_, value_);
+    // Where every query sees all keys, those are added to the state before the first query.
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {
+      const bool queries = pass == 1, keys = queries ? scan_.causal : !scan_.causal && !scan_.complete;
+      if (queries ? scan_.target.data == nullptr : !keys) continue;
+      const int64_t end = queries ? query_end : key_end;
+      for (int64_t start = begin; start < end; start += chunk_) {
+        const int count = start_chunk(begin, end, start);
+        load(count, queries, keys);
         __syncthreads();
-        add_to_state(count);
-      }
-    }
-    if (scan_.target.data == nullptr) query_end = begin;
-    for (int64_t start = begin; start < query_end; start += chunk_) {
-      const int count = start_chunk(begin, query_end, start);
-      load(scan_.query, count, 0, int(scan_.query.columns), query_);
-      if (scan_.causal) {
-        load(scan_.key, count, 0, int(scan_.key.columns), key_);
-        load(scan_.value, count, first_, columns_, value_);
-      }
-      __syncthreads();
-      if (scan_.causal) multiply<false, false>(count, count, rows_, query_, key_.transposed(), scores_);
-      multiply<false, false>(count, all_columns_, rows_, query_, state_, sums_);
-      __syncthreads();
-      if (scan_.causal) {
-        multiply<true, true>(count, all_columns_, count, scores_, value_, sums_);
-        add_to_state(count);
+        if (queries) {
+          if (keys) {
+            multiply<false, Triangle::kLowerTarget>(count, count, rows_, query_, key_.transposed(), scores_);
+          }
+          multiply<false, Triangle::kNone>(count, all_columns_, rows_, query_, state_, sums_);
+          __syncthreads();
+          if (keys) multiply<true, Triangle::kLowerA>(count, all_columns_, count, scores_, value_, sums_);
+        }
+        if (keys) add_to_state(count);
+        if (!queries) continue;
         __syncthreads();
+        write(count);
       }
-      write(count);
     }
     store_state();
   }
@@ -159,6 +153,7 @@ class BlockScan {
         reciprocal = T(1) / (*row<T>(scan_.denominator, i) + T(scan_.eps));
         const scalar_t *grad = row(factor.rows, i), *out = row(scan_.out, i);
         T product = 0;
+#pragma unroll 1
         for (int j = lane; j < int(factor.columns); j += kWarpThreads) {
           product += static_cast<T>(grad[j]) * static_cast<T>(out[j]);
         }
@@ -169,63 +164,109 @@ class BlockScan {
     __syncthreads();
   }
 
-  __device__ T element(const AttentionFactor& factor, int i, T x) const {
-    if (factor.kind == AttentionKind::kPlain) return x;
-    if (factor.kind == AttentionKind::kGradient) return x * row_factor_[i];
-    T result = x;
-    with_feature_map(scan_.map, [&](auto map) { result = feature<decltype(map)::kValue>(x); });
+  __device__ Piece<T> elements(const AttentionFactor& factor, int i, const Piece<scalar_t>& x) const {
+    Piece<T> result;
+#pragma unroll
+    for (int c = 0; c < kPiece; ++c) result.lanes[c] = static_cast<T>(x.lanes[c]);
+    if (factor.kind == AttentionKind::kGradient) {
+#pragma unroll
+      for (int c = 0; c < kPiece; ++c) result.lanes[c] *= row_factor_[i];
+    } else if (factor.kind == AttentionKind::kFeature) {
+      with_feature_map(scan_.map, [&](auto map) {
+#pragma unroll
+        for (int c = 0; c < kPiece; ++c) result.lanes[c] = feature<decltype(map)::kValue>(result.lanes[c]);
+      });
+    }
     return result;
   }
 
-  // `columns` columns from `first` on, then the tail.
-  __device__ void load(const AttentionFactor& factor, int count, int first, int columns, Matrix<T> target) {
+  // `columns` columns from `first` on and the tail, with zeros up to a whole chunk of rows of `width`.
+  __device__ void load(const AttentionFactor& factor, int count, int first, int columns, Matrix<T> target,
+                       int width) {
     const bool gradient = factor.kind == AttentionKind::kGradient;
     if (gradient) prepare_gradient(factor, count);
-    const int width = columns + factor.tail;
-    for (int index = threadIdx.x; index < count * width; index += kAttentionThreads) {
-      const int i = index / width, j = index % width;
-      T value = 0;
-      if (!left_out(factor, i)) {
-        if (j < columns) {
-          value = element(factor, i, static_cast<T>(row(factor.rows, i)[first + j]));
-        } else {
-          value = gradient ? row_tail_[i] : T(1);
+    for_each_piece(chunk_, width, [&](int i, int j) {
+      Piece<T> piece{};
+      if (i < count && !left_out(factor, i)) {
+        const int left = columns - j;
+        piece = elements(factor, i, load_piece(row(factor.rows, i) + first + j, left));
+        const T tail = !factor.tail ? T(0) : gradient ? row_tail_[i] : T(1);
+#pragma unroll
+        for (int c = 0; c < kPiece; ++c) {
+          if (c >= left) piece.lanes[c] = c == left ? tail : T(0);
         }
       }
-      target.at(i, j) = value;
+      store_piece(&target.at(i, j), kPiece, piece);
+      for (const T x : piece.lanes) {
+        if (!finite_in_tf32(float(x))) *spoiled_ = 1;
+      }
+    });
+  }
+
+  __device__ void load(int count, bool queries, bool keys) {
+    const int width = round_up(rows_, kMmaRows);
+#pragma unroll 1
+    for (int which = queries ? 0 : 1; which < (keys ? 3 : 1); ++which) {
+      if (which == 2) {
+        load(scan_.value, count, first_, columns_, value_, round_up(all_columns_, kMmaColumns));
+      } else {
+        const AttentionFactor& factor = which == 0 ? scan_.query : scan_.key;
+        load(factor, count, 0, int(factor.columns), which == 0 ? query_ : key_, width);
+      }
     }
   }
 
+  // Operands of 16 bits give results of 16 bits, for which TF32 is enough.
+  template <bool kAdd, Triangle kTriangle, bool kExact = sizeof(scalar_t) == sizeof(float), typename A,
+            typename B>
+  __device__ void multiply(int rows, int columns, int depth, A a, B b, Matrix<T> target) const {
+    if constexpr (kHasTf32 && std::is_same_v<T, float>) {
+      multiply_tf32<kAdd, kTriangle, kExact>(rows, columns, depth, a, b, target, !*spoiled_);
+    } else {
+      multiply_add<kAdd, kTriangle>(rows, columns, depth, a, b, target);
+    }
+  }
+
+  // The state is float32 whatever the operands.
   __device__ void add_to_state(int count) {
-    multiply<true, false>(rows_, all_columns_, count, key_.transposed(), value_, state_);
+    multiply<true, Triangle::kNone, true>(rows_, all_columns_, count, key_.transposed(), value_, state_);
   }
 
   __device__ void write(int count) const {
     const bool divides = scan_.new_denominator.data != nullptr;
-    for (int index = threadIdx.x; index < count * columns_; index += kAttentionThreads) {
-      const int i = index / columns_, j = index % columns_;
-      T value = sums_.at(i, j);
+    for_each_piece(count, columns_, [&](int i, int j) {
+      const int left = columns_ - j;
+      Piece<T> value = load_piece(&sums_.at(i, j), kPiece);
       if (left_out(scan_.query, i)) {
-        value = 0;
+        value = {};
       } else if (scan_.features.data != nullptr) {
-        const T x = static_cast<T>(row(scan_.features, i)[first_ + j]);
-        with_feature_map(scan_.map, [&](auto map) { value *= feature_gradient<decltype(map)::kValue>(x); });
+        const Piece<scalar_t> x = load_piece(row(scan_.features, i) + first_ + j, left);
+        with_feature_map(scan_.map, [&](auto map) {
+#pragma unroll
+          for (int c = 0; c < kPiece; ++c) {
+            value.lanes[c] *= feature_gradient<decltype(map)::kValue>(static_cast<T>(x.lanes[c]));
+          }
+        });
       } else if (divides) {
-        const T denominator = sums_.at(i, columns_);
-        value *= T(1) / (denominator + T(scan_.eps));
+        const T denominator = sums_.at(i, columns_), reciprocal = T(1) / (denominator + T(scan_.eps));
+#pragma unroll
+        for (int c = 0; c < kPiece; ++c) value.lanes[c] *= reciprocal;
         if (j == 0 && first_ == 0) *row<T>(scan_.new_denominator, i) = denominator;
       }
-      row(scan_.target, i)[first_ + j] = static_cast<scalar_t>(value);
-    }
+      Piece<scalar_t> result;
+#pragma unroll
+      for (int c = 0; c < kPiece; ++c) result.lanes[c] = static_cast<scalar_t>(value.lanes[c]);
+      store_piece(row(scan_.target, i) + first_ + j, left, result);
+    });
   }
 
   __device__ int64_t place() const { return sequence_ * scan_.heads + head_; }
 
   // Calls body(row, column) for all elements of the state.
   template <typename Body>
-  __device__ void for_each_of_state(const Body& body) const {
-    for (int index = threadIdx.x; index < rows_ * all_columns_; index += kAttentionThreads) {
-      body(index / all_columns_, index % all_columns_);
+  __device__ void for_each_of_state(int rows, int columns, const Body& body) const {
+    for (int index = threadIdx.x; index < rows * columns; index += kAttentionThreads) {
+      body(index / columns, index % columns);
     }
   }
 
@@ -235,13 +276,15 @@ class BlockScan {
     const auto* z = static_cast<const T*>(scan_.initial.z);
     if (kv != nullptr) kv += place() * dim * value_dim;
     if (z != nullptr) z += place() * dim;
-    for_each_of_state([&](int i, int j) {
+    // Zeros up to whole tiles.
+    for_each_of_state(round_up(rows_, kMmaRows), round_up(all_columns_, kMmaColumns), [&](int i, int j) {
       const int d = scan_.transposed ? first_ + j : i, e = scan_.transposed ? i : first_ + j;
       const bool of_z = scan_.transposed ? i == value_dim : j == columns_;
+      const bool inside = i < rows_ && j < all_columns_;
       T value = 0;
-      if (of_z) {
+      if (inside && of_z) {
         if (z != nullptr) value = z[d];
-      } else if (kv != nullptr) {
+      } else if (inside && kv != nullptr) {
         value = kv[int64_t(d) * value_dim + e];
       }
       state_.at(i, j) = value;
@@ -253,7 +296,7 @@ class BlockScan {
     __syncthreads();
     auto* kv = static_cast<T*>(scan_.final.kv) + place() * scan_.dim * scan_.value_dim;
     auto* z = static_cast<T*>(scan_.final.z) + place() * scan_.dim;
-    for_each_of_state([&](int i, int j) {
+    for_each_of_state(rows_, all_columns_, [&](int i, int j) {
       if (j < columns_) {
         kv[i * scan_.value_dim + first_ + j] = state_.at(i, j);
       } else if (first_ == 0) {
@@ -267,10 +310,15 @@ class BlockScan {
   int64_t sequence_, head_, batch_ = 0, position_ = 0;
   Matrix<T> query_, key_, value_, sums_, state_, scores_;
   T *row_factor_, *row_tail_;
+  int* spoiled_;  // whether the scan has met an element that is not finite
 };
 
+// On one multiprocessor: what the registers allow.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kAttentionThreads, 1)
+constexpr int kAttentionBlocks = sizeof(scalar_t) == sizeof(double) ? 1 : 3;
+
+template <typename scalar_t>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<scalar_t>)
     linear_attention_scan_kernel(const __grid_constant__ AttentionScan scan, const AttentionTiling tiling) {
   BlockScan<scalar_t>(scan, tiling).run();
 }

@@ -119,6 +119,21 @@ def test_matches_the_explicit_matrix(
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_heads(dtype: torch.dtype, causal: bool, device: torch.device) -> None:
+    """A block of a GPU takes the more columns of a head the more heads there are."""
+    for heads in (140, 270):
+        inputs = leaves(make((1, 3, 3, heads, 5, 65), dtype, device, 1))
+        exact = leaves(inputs, torch.float64)
+        got, wanted = ours(inputs, causal=causal), explicit(exact, "elu", causal, True)
+        upstream = [torch.randn_like(t) for t in got]
+        grads = torch.autograd.grad(got, inputs, upstream)
+        expected = torch.autograd.grad(wanted, exact, [g.double() for g in upstream])
+        for a, b in zip(got + grads, wanted + expected, strict=True):
+            compare(a, b, dtype)
+
+
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("feature_map", MAPS)
 def test_reference_is_the_explicit_matrix(feature_map: str, causal: bool) -> None:
     inputs = make((2, 9, 9, 2, 3, 4), torch.float64, torch.device("cpu"), 2)

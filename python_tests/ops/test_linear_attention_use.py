@@ -109,6 +109,26 @@ def test_wide_heads(dims: tuple[int, int], device: torch.device) -> None:
         assert_close(a, b, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dims", [(256, 256), (256, 3), (3, 256), (129, 65)])
+def test_wide_heads_in_float32(
+    dims: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    shapes = (1, 40, 1, dims[0]), (1, 40, 1, dims[0]), (1, 40, 1, dims[1])
+    leaves = [torch.randn(s).to(device, dtype).requires_grad_() for s in shapes]
+    upstream = torch.randn(shapes[2]).to(device, dtype)
+
+    def run(function: Callable[..., Tensor], wide: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [t.detach().to(wide).requires_grad_() for t in leaves]
+        out = function(*inputs, causal=True, normalize=False)
+        return out, *torch.autograd.grad(out, inputs, upstream.to(wide))
+
+    got, wanted = run(ops.linear_attention, dtype), run(reference.linear_attention, torch.float64)
+    for a, b in zip(got, wanted, strict=True):
+        # Sums over up to 40 rows and 256 columns, relative to the largest.
+        assert_close(a / b.abs().max(), b / b.abs().max(), dtype=dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_elu_is_accurate_in_half(dtype: torch.dtype, device: torch.device) -> None:
     # elu(x) + 1 in half would be 0 for all of these. One key of feature 1 gives f(q) itself.
