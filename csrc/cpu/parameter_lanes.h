@@ -107,7 +107,10 @@ class ParameterLanes {
   FLOWOPS_INLINE void load_rows(const scalar_t* data, const int64_t* offsets) {
     if constexpr (std::is_same_v<scalar_t, T>) {
       const int64_t stride = direct_stride(offsets);
-      if (stride >= 0) return transpose_in(data + offsets[0], stride, parameters_);
+      if (stride >= 0) {
+        announce_next<kRead>(data + offsets[0], stride);
+        return transpose_in(data + offsets[0], stride, parameters_);
+      }
     }
     for (int i = 0; i < kLanes; ++i) load_row(data + offsets[i], &rows_[i * padded_], parameters_);
     transpose_in(rows_.data(), padded_, padded_);
@@ -117,10 +120,26 @@ class ParameterLanes {
   FLOWOPS_INLINE void store_rows(scalar_t* data, const int64_t* offsets, int count) {
     if constexpr (std::is_same_v<scalar_t, T>) {
       const int64_t stride = count == kLanes ? direct_stride(offsets) : -1;
-      if (stride >= 0) return transpose_out(data + offsets[0], stride, parameters_);
+      if (stride >= 0) {
+        announce_next<kWrite>(data + offsets[0], stride);
+        return transpose_out(data + offsets[0], stride, parameters_);
+      }
     }
     transpose_out(rows_.data(), padded_, padded_);
     for (int i = 0; i < count; ++i) store_row(&rows_[i * padded_], data + offsets[i], parameters_);
+  }
+
+  static constexpr int kRead = 0, kWrite = 1, kCacheLine = 64;
+
+  // The rows of the next group, while this one is worked on: they may lie beyond the caches. An address
+  // behind the last row does no harm.
+  template <int kAccess>
+  FLOWOPS_INLINE void announce_next(const T* rows, int64_t stride) const {
+    for (int lane = kLanes; lane < 2 * kLanes; ++lane) {
+      for (int i = 0; i < parameters_; i += kCacheLine / int(sizeof(T))) {
+        __builtin_prefetch(rows + lane * stride + i, kAccess);
+      }
+    }
   }
 
   FLOWOPS_INLINE void transpose_in(const T* rows, int64_t stride, int columns) {
