@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,7 +38,10 @@ def measure(
     budget: float = 20.0,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Time the variants interleaved, one block of calls each in turn.
+    """Time the variants interleaved, one block of calls each in turn, each round in another order.
+
+    A variant meets the memory and the caches as the one before it left them, so none always
+    follows the same other.
 
     Args:
         variants: Name to a function without arguments.
@@ -55,9 +59,11 @@ def measure(
     repeats = {name: _repeats(call, block, synchronise) for name, call in variants.items()}
     clean: dict[str, list[float]] = {name: [] for name in variants}
     disturbed: dict[str, list[float]] = {name: [] for name in variants}
+    order, shuffle = list(variants.items()), random.Random(0).shuffle
     end = time.perf_counter() + budget
     while time.perf_counter() < end and min(map(len, clean.values())) < rounds:
-        for name, call in variants.items():
+        shuffle(order)
+        for name, call in order:
             waited, started = _waiting_time(), time.perf_counter()
             for _ in range(repeats[name]):
                 call()
