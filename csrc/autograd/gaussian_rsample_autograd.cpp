@@ -1,5 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "autograd/optional.h"
@@ -13,7 +14,6 @@ namespace gaussian_rsample_rule {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
 
 // Standard deviation of a raw scale with its slope and that of its logarithm, as differentiable tensors.
 struct DifferentiableScale {
@@ -36,13 +36,20 @@ struct DifferentiableScale {
 };
 
 struct Gradients {
-  Tensor mean, scale, prior_mean, prior_scale;
+  Tensor mean, scale, prior_mean, prior_scale, params;
 };
 
 // The gradient of csrc/math/gaussian_rsample.h composed of differentiable ops, for gradients of gradients.
 Gradients composed_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mean,
                             const Tensor& scale, const Tensor& key, const Tensor& prior_mean,
-                            const Tensor& prior_scale, GaussianScaleForm form, bool residual, bool with_kl) {
+                            const Tensor& prior_scale, const Tensor& params, GaussianScaleForm form,
+                            bool residual, bool with_kl) {
+  if (params.defined()) {
+    const int64_t n = params.size(1) / 2;
+    const auto of = composed_backward(grad_z, grad_kl, params.narrow(1, 0, n), params.narrow(1, n, n), key,
+                                      prior_mean, prior_scale, {}, form, residual, with_kl);
+    return {{}, {}, of.prior_mean, of.prior_scale, at::cat({of.mean, of.scale}, 1)};
+  }
   const auto type = mean.scalar_type(), wide = accumulation_type(type);
   const Tensor g = grad_z.to(wide), m = mean.to(wide);
   const Tensor noise = gaussian_noise(key, mean.sizes(), wide);
@@ -50,9 +57,9 @@ Gradients composed_backward(const Tensor& grad_z, const Tensor& grad_kl, const T
   const bool has_prior = prior_mean.defined();
   std::optional<DifferentiableScale> p;
   if (has_prior) p.emplace(prior_scale.to(wide), form);
-  Gradients grad{g, g * noise * q.slope, {}, {}};
+  Gradients grad{g, g * noise * q.slope, {}, {}, {}};
   if (residual) {
-    grad = {g, grad.scale * p->std, g, g * noise * q.std * p->slope};
+    grad = {g, grad.scale * p->std, g, g * noise * q.std * p->slope, {}};
   }
   if (with_kl) {
     std::vector<int64_t> per_sample(mean.dim(), 1);
@@ -79,14 +86,18 @@ Gradients composed_backward(const Tensor& grad_z, const Tensor& grad_kl, const T
 
 class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
  public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& mean, const Tensor& scale,
+  static variable_list forward(AutogradContext* ctx, const OptionalTensor& mean, const OptionalTensor& scale,
                                const Tensor& key, const OptionalTensor& prior_mean,
-                               const OptionalTensor& prior_scale, int64_t form, bool residual, bool with_kl) {
+                               const OptionalTensor& prior_scale, const OptionalTensor& params, int64_t form,
+                               bool residual, bool with_kl) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [z, kl] = gaussian_rsample(mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+    auto [z, kl] =
+        gaussian_rsample(mean, scale, key, prior_mean, prior_scale, params, form, residual, with_kl);
     const bool uses_prior = residual || with_kl;
-    ctx->save_for_backward({mean, scale, key, uses_prior ? prior_mean.value_or(Tensor()) : Tensor(),
-                            uses_prior ? prior_scale.value_or(Tensor()) : Tensor()});
+    ctx->save_for_backward({mean.value_or(Tensor()), scale.value_or(Tensor()), key,
+                            uses_prior ? prior_mean.value_or(Tensor()) : Tensor(),
+                            uses_prior ? prior_scale.value_or(Tensor()) : Tensor(),
+                            params.value_or(Tensor())});
     ctx->saved_data["options"] = std::vector<int64_t>{form, residual, with_kl};
     if (!with_kl) ctx->mark_non_differentiable({kl});
     return {z, kl};
@@ -97,34 +108,40 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
     const auto options = ctx->saved_data["options"].toIntVector();
     const int64_t form = options[0];
     const bool residual = options[1] != 0, with_kl = options[2] != 0;
-    const Tensor &mean = saved[0], &scale = saved[1], &key = saved[2];
+    const Tensor &mean = saved[0], &scale = saved[1], &key = saved[2], &params = saved[5];
     Gradients grad;
     if (at::GradMode::is_enabled()) {
-      grad = composed_backward(grads[0], grads[1], mean, scale, key, saved[3], saved[4],
+      grad = composed_backward(grads[0], grads[1], mean, scale, key, saved[3], saved[4], params,
                                static_cast<GaussianScaleForm>(form), residual, with_kl);
     } else {
-      std::tie(grad.mean, grad.scale, grad.prior_mean, grad.prior_scale) =
-          gaussian_rsample_backward(grads[0], grads[1], mean, scale, key, optional(saved[3]),
-                                    optional(saved[4]), form, residual, with_kl);
+      std::tie(grad.mean, grad.scale, grad.prior_mean, grad.prior_scale, grad.params) =
+          gaussian_rsample_backward(grads[0], grads[1], optional(mean), optional(scale), key,
+                                    optional(saved[3]), optional(saved[4]), optional(params), form, residual,
+                                    with_kl);
       if (!saved[3].defined()) grad.prior_mean = grad.prior_scale = Tensor();
+      if (params.defined()) {
+        grad.mean = grad.scale = Tensor();
+      } else {
+        grad.params = Tensor();
+      }
     }
-    return {grad.mean, grad.scale, Tensor(), grad.prior_mean, grad.prior_scale, Tensor(), Tensor(), Tensor()};
+    return {grad.mean,   grad.scale, Tensor(), grad.prior_mean, grad.prior_scale,
+            grad.params, Tensor(),   Tensor(), Tensor()};
   }
 };
 
 }  // namespace gaussian_rsample_rule
 
-std::tuple<at::Tensor, at::Tensor> gaussian_rsample_autograd(const at::Tensor& mean, const at::Tensor& scale,
-                                                             const at::Tensor& key,
-                                                             const std::optional<at::Tensor>& prior_mean,
-                                                             const std::optional<at::Tensor>& prior_scale,
-                                                             int64_t form, bool residual, bool with_kl) {
-  if (!wants_graph(mean, scale, prior_mean, prior_scale)) {
+std::tuple<at::Tensor, at::Tensor> gaussian_rsample_autograd(
+    const OptionalTensor& mean, const OptionalTensor& scale, const at::Tensor& key,
+    const OptionalTensor& prior_mean, const OptionalTensor& prior_scale, const OptionalTensor& params,
+    int64_t form, bool residual, bool with_kl) {
+  if (!wants_graph(mean, scale, prior_mean, prior_scale, params)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return gaussian_rsample(mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+    return gaussian_rsample(mean, scale, key, prior_mean, prior_scale, params, form, residual, with_kl);
   }
   const auto result = gaussian_rsample_rule::GaussianRsample::apply(mean, scale, key, prior_mean, prior_scale,
-                                                                    form, residual, with_kl);
+                                                                    params, form, residual, with_kl);
   return {result[0], result[1]};
 }
 

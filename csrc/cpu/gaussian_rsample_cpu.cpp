@@ -95,28 +95,30 @@ void run_noise(const NoiseParams& p) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> gaussian_rsample_cpu(const at::Tensor& mean, const at::Tensor& scale,
-                                                        const at::Tensor& key,
-                                                        const std::optional<at::Tensor>& prior_mean,
-                                                        const std::optional<at::Tensor>& prior_scale,
-                                                        int64_t form, bool residual, bool with_kl) {
-  check_gaussian_rsample_inputs(mean, scale, key, prior_mean, prior_scale, form, residual);
-  const auto call =
-      prepare_gaussian_rsample(mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
-  FLOWOPS_DISPATCH(mean.scalar_type(), kGaussianRsample, [&] { run_forward<scalar_t, opmath_t>(call.p); });
+std::tuple<at::Tensor, at::Tensor> gaussian_rsample_cpu(const OptionalTensor& mean,
+                                                        const OptionalTensor& scale, const at::Tensor& key,
+                                                        const OptionalTensor& prior_mean,
+                                                        const OptionalTensor& prior_scale,
+                                                        const OptionalTensor& params, int64_t form,
+                                                        bool residual, bool with_kl) {
+  const auto q = posterior_of(mean, scale, params);
+  check_gaussian_rsample_inputs(q, key, prior_mean, prior_scale, form, residual);
+  const auto call = prepare_gaussian_rsample(q, key, prior_mean, prior_scale, form, residual, with_kl);
+  FLOWOPS_DISPATCH(q.mean.scalar_type(), kGaussianRsample, [&] { run_forward<scalar_t, opmath_t>(call.p); });
   return {call.z, call.kl};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_backward_cpu(
-    const at::Tensor& grad_z, const at::Tensor& grad_kl, const at::Tensor& mean, const at::Tensor& scale,
-    const at::Tensor& key, const std::optional<at::Tensor>& prior_mean,
-    const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual, bool with_kl) {
-  check_gaussian_rsample_backward_inputs(grad_z, grad_kl, mean, scale, key, prior_mean, prior_scale, form,
-                                         residual);
-  const auto call = prepare_gaussian_rsample_backward(grad_z, grad_kl, mean, scale, key, prior_mean,
-                                                      prior_scale, form, residual, with_kl);
-  FLOWOPS_DISPATCH(mean.scalar_type(), kGaussianRsample, [&] { run_backward<scalar_t, opmath_t>(call.p); });
-  return {call.grad_mean, call.grad_scale, call.grad_prior_mean, call.grad_prior_scale};
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_backward_cpu(
+    const at::Tensor& grad_z, const at::Tensor& grad_kl, const OptionalTensor& mean,
+    const OptionalTensor& scale, const at::Tensor& key, const OptionalTensor& prior_mean,
+    const OptionalTensor& prior_scale, const OptionalTensor& params, int64_t form, bool residual,
+    bool with_kl) {
+  const auto q = posterior_of(mean, scale, params);
+  check_gaussian_rsample_backward_inputs(grad_z, grad_kl, q, key, prior_mean, prior_scale, form, residual);
+  const auto call = prepare_gaussian_rsample_backward(grad_z, grad_kl, q, key, prior_mean, prior_scale, form,
+                                                      residual, with_kl);
+  FLOWOPS_DISPATCH(q.mean.scalar_type(), kGaussianRsample, [&] { run_backward<scalar_t, opmath_t>(call.p); });
+  return {call.grad_mean, call.grad_scale, call.grad_prior_mean, call.grad_prior_scale, call.grad_params};
 }
 
 at::Tensor gaussian_noise_cpu(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype) {

@@ -7,25 +7,26 @@
 
 namespace flowops {
 
-std::tuple<at::Tensor, at::Tensor> gaussian_rsample(const at::Tensor& mean, const at::Tensor& scale,
-                                                    const at::Tensor& key,
-                                                    const std::optional<at::Tensor>& prior_mean,
-                                                    const std::optional<at::Tensor>& prior_scale,
-                                                    int64_t form, bool residual, bool with_kl) {
+std::tuple<at::Tensor, at::Tensor> gaussian_rsample(const OptionalTensor& mean, const OptionalTensor& scale,
+                                                    const at::Tensor& key, const OptionalTensor& prior_mean,
+                                                    const OptionalTensor& prior_scale,
+                                                    const OptionalTensor& params, int64_t form, bool residual,
+                                                    bool with_kl) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::gaussian_rsample", "")
                              .typed<decltype(gaussian_rsample)>();
-  return op.call(mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+  return op.call(mean, scale, key, prior_mean, prior_scale, params, form, residual, with_kl);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_backward(
-    const at::Tensor& grad_z, const at::Tensor& grad_kl, const at::Tensor& mean, const at::Tensor& scale,
-    const at::Tensor& key, const std::optional<at::Tensor>& prior_mean,
-    const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual, bool with_kl) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_backward(
+    const at::Tensor& grad_z, const at::Tensor& grad_kl, const OptionalTensor& mean,
+    const OptionalTensor& scale, const at::Tensor& key, const OptionalTensor& prior_mean,
+    const OptionalTensor& prior_scale, const OptionalTensor& params, int64_t form, bool residual,
+    bool with_kl) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::gaussian_rsample_backward", "")
                              .typed<decltype(gaussian_rsample_backward)>();
-  return op.call(grad_z, grad_kl, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+  return op.call(grad_z, grad_kl, mean, scale, key, prior_mean, prior_scale, params, form, residual, with_kl);
 }
 
 at::Tensor gaussian_noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype) {
@@ -53,12 +54,12 @@ at::Tensor random_key_kernel(const at::Tensor& like) {
 
 TORCH_LIBRARY_FRAGMENT(flowops, m) {
   m.def(
-      "gaussian_rsample(Tensor mean, Tensor scale, Tensor key, Tensor? prior_mean, Tensor? prior_scale, "
-      "int form, bool residual, bool with_kl) -> (Tensor, Tensor)");
+      "gaussian_rsample(Tensor? mean, Tensor? scale, Tensor key, Tensor? prior_mean, Tensor? prior_scale, "
+      "Tensor? params, int form, bool residual, bool with_kl) -> (Tensor, Tensor)");
   m.def(
-      "gaussian_rsample_backward(Tensor grad_z, Tensor grad_kl, Tensor mean, Tensor scale, Tensor key, "
-      "Tensor? prior_mean, Tensor? prior_scale, int form, bool residual, bool with_kl) -> (Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "gaussian_rsample_backward(Tensor grad_z, Tensor grad_kl, Tensor? mean, Tensor? scale, Tensor key, "
+      "Tensor? prior_mean, Tensor? prior_scale, Tensor? params, int form, bool residual, bool with_kl) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gaussian_noise(Tensor key, SymInt[] size, ScalarType dtype) -> Tensor");
   m.def("random_key(Tensor like) -> Tensor", {at::Tag::nondeterministic_seeded});
   m.impl("random_key",

@@ -4,7 +4,9 @@
 // seed and offset; element i of z, counted in row-major order whatever the layout, takes number i
 // (math/philox.h). kl (B,) is the divergence from the prior per sample, nats in the accumulation type, or
 // zeros unless with_kl. The prior, of the shape and scale form of the posterior, is N(0, I) where it is
-// absent; `residual` reads mean and scale relative to it. The formulas are those of math/gaussian_rsample.h.
+// absent; `residual` reads mean and scale relative to it. In the place of mean and scale stands params
+// (B, 2C, *S), a net's output whole: the means, then the scales. The formulas are those of
+// math/gaussian_rsample.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,17 +21,21 @@
 
 namespace flowops {
 
-std::tuple<at::Tensor, at::Tensor> gaussian_rsample(const at::Tensor& mean, const at::Tensor& scale,
-                                                    const at::Tensor& key,
-                                                    const std::optional<at::Tensor>& prior_mean,
-                                                    const std::optional<at::Tensor>& prior_scale,
-                                                    int64_t form, bool residual, bool with_kl);
+using OptionalTensor = std::optional<at::Tensor>;
 
-// Of mean, scale and the prior's; the last two are empty without a prior. The noise is made again from `key`.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_backward(
-    const at::Tensor& grad_z, const at::Tensor& grad_kl, const at::Tensor& mean, const at::Tensor& scale,
-    const at::Tensor& key, const std::optional<at::Tensor>& prior_mean,
-    const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual, bool with_kl);
+std::tuple<at::Tensor, at::Tensor> gaussian_rsample(const OptionalTensor& mean, const OptionalTensor& scale,
+                                                    const at::Tensor& key, const OptionalTensor& prior_mean,
+                                                    const OptionalTensor& prior_scale,
+                                                    const OptionalTensor& params, int64_t form, bool residual,
+                                                    bool with_kl);
+
+// Of mean, scale, the prior's and params; those of absent arguments are empty, and the prior's where it is
+// not used. The noise is made again from `key`.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gaussian_rsample_backward(
+    const at::Tensor& grad_z, const at::Tensor& grad_kl, const OptionalTensor& mean,
+    const OptionalTensor& scale, const at::Tensor& key, const OptionalTensor& prior_mean,
+    const OptionalTensor& prior_scale, const OptionalTensor& params, int64_t form, bool residual,
+    bool with_kl);
 
 // The first normal numbers of the stream `key`, as a contiguous tensor on its device.
 at::Tensor gaussian_noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype);
@@ -45,12 +51,34 @@ inline void check_like_mean(const char* name, const at::Tensor& t, const at::Ten
                 " (like mean), got ", t.device());
 }
 
-inline void check_gaussian_rsample_inputs(const at::Tensor& mean, const at::Tensor& scale,
-                                          const at::Tensor& key, const std::optional<at::Tensor>& prior_mean,
-                                          const std::optional<at::Tensor>& prior_scale, int64_t form,
-                                          bool residual) {
+// The Gaussians of a call: mean and scale as they are given, or the halves of params.
+struct Posterior {
+  at::Tensor mean, scale, params;  // the last undefined where it is not given
+};
+
+inline Posterior posterior_of(const OptionalTensor& mean, const OptionalTensor& scale,
+                              const OptionalTensor& params) {
+  if (!params) {
+    FLOWOPS_CHECK(kGaussianRsample, mean && scale, "mean and scale must be given where params is None, got ",
+                  mean || scale ? "one of them" : "neither");
+    return {*mean, *scale, {}};
+  }
+  FLOWOPS_CHECK(kGaussianRsample, !mean && !scale,
+                "params must be None where mean or scale is given, got a tensor");
+  FLOWOPS_CHECK(kGaussianRsample, params->dim() >= 2 && params->size(1) % 2 == 0,
+                "params must have shape (batch, 2 channels, ...), got ", params->sizes());
+  check_data(kGaussianRsample, "params", *params);
+  const auto whole = walkable(*params);
+  const int64_t channels = whole.size(1) / 2;
+  return {whole.narrow(1, 0, channels), whole.narrow(1, channels, channels), whole};
+}
+
+inline void check_gaussian_rsample_inputs(const Posterior& q, const at::Tensor& key,
+                                          const OptionalTensor& prior_mean, const OptionalTensor& prior_scale,
+                                          int64_t form, bool residual) {
+  const at::Tensor& mean = q.mean;
   check_data(kGaussianRsample, "mean", mean);
-  check_like_mean("scale", scale, mean);
+  check_like_mean("scale", q.scale, mean);
   check_key(kGaussianRsample, key);
   FLOWOPS_CHECK(kGaussianRsample, key.device() == mean.device(), "key must be on ", mean.device(),
                 " (like mean), got ", key.device());
@@ -65,12 +93,12 @@ inline void check_gaussian_rsample_inputs(const at::Tensor& mean, const at::Tens
 }
 
 inline void check_gaussian_rsample_backward_inputs(const at::Tensor& grad_z, const at::Tensor& grad_kl,
-                                                   const at::Tensor& mean, const at::Tensor& scale,
-                                                   const at::Tensor& key,
-                                                   const std::optional<at::Tensor>& prior_mean,
-                                                   const std::optional<at::Tensor>& prior_scale, int64_t form,
+                                                   const Posterior& q, const at::Tensor& key,
+                                                   const OptionalTensor& prior_mean,
+                                                   const OptionalTensor& prior_scale, int64_t form,
                                                    bool residual) {
-  check_gaussian_rsample_inputs(mean, scale, key, prior_mean, prior_scale, form, residual);
+  check_gaussian_rsample_inputs(q, key, prior_mean, prior_scale, form, residual);
+  const at::Tensor& mean = q.mean;
   check_like_mean("grad_z", grad_z, mean);
   const auto wide = accumulation_type(mean.scalar_type());
   FLOWOPS_CHECK(kGaussianRsample, grad_kl.dim() == 1 && grad_kl.size(0) == mean.size(0),
@@ -94,19 +122,18 @@ struct GaussianRsampleCall {
 
 struct GaussianRsampleBackwardCall {
   at::Tensor grad_z, grad_kl, mean, scale, key, prior_mean, prior_scale;
-  at::Tensor grad_mean, grad_scale, grad_prior_mean, grad_prior_scale;
+  at::Tensor grad_mean, grad_scale, grad_prior_mean, grad_prior_scale, grad_params;
   GaussianRsampleBackwardParams p;
 };
 
 // What forward and backward have in common. Returns whether samples are vectors.
 template <typename Call>
-bool prepare_gaussians(Call& call, const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& key,
-                       const std::optional<at::Tensor>& prior_mean,
-                       const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual,
-                       bool with_kl) {
+bool prepare_gaussians(Call& call, const Posterior& q, const at::Tensor& key,
+                       const OptionalTensor& prior_mean, const OptionalTensor& prior_scale, int64_t form,
+                       bool residual, bool with_kl) {
   auto& p = call.p;
-  call.mean = walkable(mean), call.scale = walkable(scale), call.key = key.contiguous();
-  const bool vectors = walk_planar(p, mean);
+  call.mean = walkable(q.mean), call.scale = walkable(q.scale), call.key = key.contiguous();
+  const bool vectors = walk_planar(p, q.mean);
   p.form = static_cast<GaussianScaleForm>(form);
   p.residual = residual, p.with_kl = with_kl;
   p.key = call.key.template const_data_ptr<int64_t>();
@@ -119,17 +146,15 @@ bool prepare_gaussians(Call& call, const at::Tensor& mean, const at::Tensor& sca
   return vectors;
 }
 
-inline GaussianRsampleCall prepare_gaussian_rsample(const at::Tensor& mean, const at::Tensor& scale,
-                                                    const at::Tensor& key,
-                                                    const std::optional<at::Tensor>& prior_mean,
-                                                    const std::optional<at::Tensor>& prior_scale,
-                                                    int64_t form, bool residual, bool with_kl) {
+inline GaussianRsampleCall prepare_gaussian_rsample(const Posterior& q, const at::Tensor& key,
+                                                    const OptionalTensor& prior_mean,
+                                                    const OptionalTensor& prior_scale, int64_t form,
+                                                    bool residual, bool with_kl) {
   GaussianRsampleCall call;
-  const bool vectors =
-      prepare_gaussians(call, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
-  const auto options = mean.options().dtype(accumulation_type(mean.scalar_type()));
+  const bool vectors = prepare_gaussians(call, q, key, prior_mean, prior_scale, form, residual, with_kl);
+  const auto options = q.mean.options().dtype(accumulation_type(q.mean.scalar_type()));
   call.z = empty_like_layout(call.mean);
-  call.kl = mean.new_empty({mean.size(0)}, options);
+  call.kl = q.mean.new_empty({q.mean.size(0)}, options);
   auto& p = call.p;
   p.z = operand(call.z, vectors);
   p.kl = call.kl.data_ptr();
@@ -138,12 +163,11 @@ inline GaussianRsampleCall prepare_gaussian_rsample(const at::Tensor& mean, cons
 }
 
 inline GaussianRsampleBackwardCall prepare_gaussian_rsample_backward(
-    const at::Tensor& grad_z, const at::Tensor& grad_kl, const at::Tensor& mean, const at::Tensor& scale,
-    const at::Tensor& key, const std::optional<at::Tensor>& prior_mean,
-    const std::optional<at::Tensor>& prior_scale, int64_t form, bool residual, bool with_kl) {
+    const at::Tensor& grad_z, const at::Tensor& grad_kl, const Posterior& q, const at::Tensor& key,
+    const OptionalTensor& prior_mean, const OptionalTensor& prior_scale, int64_t form, bool residual,
+    bool with_kl) {
   GaussianRsampleBackwardCall call;
-  const bool vectors =
-      prepare_gaussians(call, mean, scale, key, prior_mean, prior_scale, form, residual, with_kl);
+  const bool vectors = prepare_gaussians(call, q, key, prior_mean, prior_scale, form, residual, with_kl);
   call.grad_z = walkable(grad_z);
   call.grad_kl = grad_kl.contiguous();
   auto& p = call.p;
@@ -154,13 +178,21 @@ inline GaussianRsampleBackwardCall prepare_gaussian_rsample_backward(
   };
   p.grad_z = operand(call.grad_z, vectors);
   p.grad_kl = call.grad_kl.const_data_ptr();
-  call.grad_mean = allocate(call.mean, p.grad_mean);
-  call.grad_scale = allocate(call.scale, p.grad_scale);
+  const auto none = [&] { return call.mean.new_empty({0}); };
+  if (q.params.defined()) {
+    call.grad_params = allocate(q.params, p.grad_mean);
+    p.grad_scale = operand(call.grad_params, vectors, q.mean.size(1));
+    call.grad_mean = none(), call.grad_scale = none();
+  } else {
+    call.grad_mean = allocate(call.mean, p.grad_mean);
+    call.grad_scale = allocate(call.scale, p.grad_scale);
+    call.grad_params = none();
+  }
   if (call.prior_mean.defined()) {
     call.grad_prior_mean = allocate(call.prior_mean, p.grad_prior_mean);
     call.grad_prior_scale = allocate(call.prior_scale, p.grad_prior_scale);
   } else {
-    call.grad_prior_mean = mean.new_empty({0}), call.grad_prior_scale = mean.new_empty({0});
+    call.grad_prior_mean = none(), call.grad_prior_scale = none();
   }
   merge_rows(p.outer, p.inner,
              {&p.grad_z, &p.mean, &p.scale, &p.prior_mean, &p.prior_scale, &p.grad_mean, &p.grad_scale,

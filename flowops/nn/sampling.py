@@ -55,10 +55,14 @@ class GaussianRsample(nn.Module):
         Returns:
             ``(B, C, *S)`` and nats ``(B,)``, float32 or wider.
         """
-        mean, scale = _halves("params", params)
-        given = None if prior is None else _halves("prior", prior)
+        _check("params", params)
+        given = None
+        if prior is not None:
+            _check("prior", prior)
+            prior_mean, prior_scale = prior.chunk(2, 1)
+            given = prior_mean, prior_scale
         return ops.gaussian_rsample_kl(
-            mean, scale, form=self.form, prior=given, residual=self.residual, generator=generator
+            params=params, form=self.form, prior=given, residual=self.residual, generator=generator
         )
 
     def extra_repr(self) -> str:
@@ -66,11 +70,9 @@ class GaussianRsample(nn.Module):
         return f"form={self.form!r}, residual={self.residual}"
 
 
-def _halves(name: str, params: Tensor) -> tuple[Tensor, Tensor]:
+def _check(name: str, params: Tensor) -> None:
     if params.dim() < 2 or params.size(1) % 2:
         raise ValueError(
             f"GaussianRsample: {name} must have shape (batch, 2 channels, ...), "
             f"got {list(params.shape)}"
         )
-    mean, scale = params.chunk(2, 1)
-    return mean, scale

@@ -15,6 +15,7 @@ from flowops.ops._dispatch import (
     transforms_active,
     typed_call,
 )
+from flowops.reference.gaussian_rsample import posterior
 
 _NAME = "gaussian_rsample"
 _kernel = typed_call("gaussian_rsample")
@@ -23,9 +24,10 @@ FORMS = ("logvar", "log_std", "std", "softplus")
 
 
 def gaussian_rsample(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
+    params: Tensor | None = None,
     form: str = "logvar",
     prior: tuple[Tensor, Tensor] | None = None,
     residual: bool = False,
@@ -40,7 +42,7 @@ def gaussian_rsample(
     ``prior`` is only needed for ``residual``.
 
     Returns:
-        z like ``mean``, differentiable in all arguments.
+        z like the means, differentiable in all arguments.
 
     Raises:
         ValueError: If an argument does not fit the others.
@@ -50,13 +52,14 @@ def gaussian_rsample(
         >>> gaussian_rsample(torch.zeros(1, 2), torch.zeros(1, 2), key=key)
         tensor([[-0.4289, -0.1408]])
     """
-    return _run(mean, scale, form, prior, residual, generator, key, False)[0]
+    return _run(mean, scale, params, form, prior, residual, generator, key, False)[0]
 
 
 def gaussian_rsample_kl(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
+    params: Tensor | None = None,
     form: str = "logvar",
     prior: tuple[Tensor, Tensor] | None = None,
     residual: bool = False,
@@ -74,24 +77,27 @@ def gaussian_rsample_kl(
     ("log_std"), :math:`s` ("std") or :math:`\log(1 + e^s)` ("softplus").
 
     Shapes:
-        All of shape (B, C, \*S) with any number of pixel dimensions, none included. Channel slices
-        (``mean, scale = h.chunk(2, 1)``), expanded tensors and channels_last are taken as they are.
+        All of shape (B, C, \*S) with any number of pixel dimensions, none included; ``params``:
+        (B, 2C, \*S). Channel slices of a net's output (``h[:, ::2]``), expanded tensors and
+        channels_last are taken as they are.
 
     Args:
         mean: :math:`\mu`, float64, float32, float16 or bfloat16.
         scale: :math:`s`, dtype and shape of ``mean``.
+        params: A net's output whole, dtype as for ``mean``: :math:`\mu`, then :math:`s` along
+            dimension 1, in the place of ``mean`` and ``scale``.
         form: "logvar", "log_std", "std" (at least 0) or "softplus".
         prior: :math:`\mu_p` and the raw scale of :math:`\sigma_p` in the same form, dtype and shape
-            of ``mean``; None for :math:`N(0, I)`.
+            of z; None for :math:`N(0, I)`.
         residual: NVAE's form: ``mean`` and ``scale`` are relative to the prior, so that
             :math:`\mu = \mu_p + \Delta\mu` and :math:`\sigma = \sigma_p \Delta\sigma`.
         generator: Where the stream is drawn from, on any device; None for the default generator of
-            the device of ``mean``.
+            the device of ``mean`` or ``params``.
         key: The stream itself, from :func:`random_key`; the same key gives the same noise. Not
             together with ``generator``.
 
     Returns:
-        z like ``mean``, and the KL in nats, shape (B,), float64 for float64 and else float32.
+        z like the means, and the KL in nats, shape (B,), float64 for float64 and else float32.
 
     Raises:
         ValueError: If an argument does not fit the others.
@@ -106,7 +112,8 @@ def gaussian_rsample_kl(
 
     Cost:
         One pass: reads mean and scale (and the prior's) once, writes z once. The backward pass
-        keeps them and 16 bytes, not the noise.
+        keeps them and 16 bytes, not the noise. It writes the gradient of ``params`` whole; from
+        ``mean, scale = h.chunk(2, 1)`` autograd would concatenate it, a pass more.
 
     Source:
         Kingma and Welling, Auto-encoding variational Bayes, 2013, arXiv:1312.6114, section 2.4 and
@@ -117,7 +124,7 @@ def gaussian_rsample_kl(
         >>> gaussian_rsample_kl(mean, logvar)[1]
         tensor([2.5000])
     """
-    z, kl = _run(mean, scale, form, prior, residual, generator, key, True)
+    z, kl = _run(mean, scale, params, form, prior, residual, generator, key, True)
     return z, kl
 
 
@@ -218,8 +225,9 @@ def key_for(op: str, like: Tensor, generator: torch.Generator | None, key: Tenso
 
 
 def _run(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None,
+    scale: Tensor | None,
+    params: Tensor | None,
     form: str,
     prior: tuple[Tensor, Tensor] | None,
     residual: bool,
@@ -228,13 +236,14 @@ def _run(
     with_kl: bool,
 ) -> tuple[Tensor, Tensor]:
     form_index = index_of(_NAME, "form", form, FORMS)
-    key = key_for(_NAME, mean, generator, key)
+    like = posterior(mean, scale, None)[0] if params is None else params
+    key = key_for(_NAME, like, generator, key)
     if transforms_active():
         return reference.gaussian_rsample_kl(
-            mean, scale, form=form, prior=prior, residual=residual, key=key
+            mean, scale, params=params, form=form, prior=prior, residual=residual, key=key
         )
     prior_mean, prior_scale = (None, None) if prior is None else prior
-    return _kernel(mean, scale, key, prior_mean, prior_scale, form_index, residual, with_kl)
+    return _kernel(mean, scale, key, prior_mean, prior_scale, params, form_index, residual, with_kl)
 
 
 def _check_like_mean(name: str, value: Tensor, mean: Tensor) -> None:
@@ -249,15 +258,17 @@ def _check_like_mean(name: str, value: Tensor, mean: Tensor) -> None:
 
 @torch.library.register_fake("flowops::gaussian_rsample")
 def _(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None,
+    scale: Tensor | None,
     key: Tensor,
     prior_mean: Tensor | None,
     prior_scale: Tensor | None,
+    params: Tensor | None,
     form: int,
     residual: bool,
     with_kl: bool,
 ) -> tuple[Tensor, Tensor]:
+    mean, scale = posterior(mean, scale, params)
     named = (("scale", scale), ("prior mean", prior_mean), ("prior scale", prior_scale))
     for name, value in named:
         if value is not None:
@@ -271,19 +282,27 @@ def _(
 def _(
     grad_z: Tensor,
     grad_kl: Tensor,
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None,
+    scale: Tensor | None,
     key: Tensor,
     prior_mean: Tensor | None,
     prior_scale: Tensor | None,
+    params: Tensor | None,
     form: int,
     residual: bool,
     with_kl: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_prior = [mean.new_empty(0), mean.new_empty(0)]
-    if prior_mean is not None and prior_scale is not None and (residual or with_kl):
-        of_prior = [empty_like_layout(prior_mean), empty_like_layout(prior_scale)]
-    return empty_like_layout(mean), empty_like_layout(scale), of_prior[0], of_prior[1]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def gradient(like: Tensor | None) -> Tensor:
+        return grad_z.new_empty(0) if like is None else empty_like_layout(like)
+
+    used = residual or with_kl
+    return (
+        gradient(mean),
+        gradient(scale),
+        gradient(prior_mean if used else None),
+        gradient(prior_scale if used else None),
+        gradient(params),
+    )
 
 
 @torch.library.register_fake("flowops::gaussian_noise")

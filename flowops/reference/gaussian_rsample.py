@@ -80,29 +80,62 @@ def randn(size: Sequence[int], *, key: Tensor, dtype: torch.dtype = torch.float3
     return normals.flatten()[:count].reshape(tuple(size)).to(dtype)
 
 
+def posterior(
+    mean: Tensor | None, scale: Tensor | None, params: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the means and the raw scales of a call, the halves of ``params`` where it is given.
+
+    Raises:
+        ValueError: If not exactly one of both is given, or ``params`` has no halves.
+    """
+    if params is None:
+        if mean is None or scale is None:
+            got = "neither" if mean is scale else "one of them"
+            raise ValueError(
+                f"gaussian_rsample: mean and scale must be given where params is None, got {got}"
+            )
+        return mean, scale
+    if mean is not None or scale is not None:
+        raise ValueError(
+            "gaussian_rsample: params must be None where mean or scale is given, got a tensor"
+        )
+    if params.dim() < 2 or params.size(1) % 2:
+        raise ValueError(
+            "gaussian_rsample: params must have shape (batch, 2 channels, ...), "
+            f"got {list(params.shape)}"
+        )
+    channels = params.size(1) // 2
+    return params[:, :channels], params[:, channels:]
+
+
 def gaussian_rsample(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
+    params: Tensor | None = None,
     form: str = "logvar",
     prior: tuple[Tensor, Tensor] | None = None,
     residual: bool = False,
     key: Tensor,
 ) -> Tensor:
     """See :func:`flowops.ops.gaussian_rsample`."""
-    return gaussian_rsample_kl(mean, scale, form=form, prior=prior, residual=residual, key=key)[0]
+    return gaussian_rsample_kl(
+        mean, scale, params=params, form=form, prior=prior, residual=residual, key=key
+    )[0]
 
 
 def gaussian_rsample_kl(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
+    params: Tensor | None = None,
     form: str = "logvar",
     prior: tuple[Tensor, Tensor] | None = None,
     residual: bool = False,
     key: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`flowops.ops.gaussian_rsample_kl`."""
+    mean, scale = posterior(mean, scale, params)
     wide = torch.promote_types(mean.dtype, torch.float32)
     m, (std, log_std) = mean.to(wide), _deviation(scale.to(wide), form)
     noise = randn(mean.shape, key=key, dtype=wide)

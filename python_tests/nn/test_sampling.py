@@ -27,6 +27,15 @@ def test_is_the_op_on_the_halves(form: str, shape: tuple[int, ...]) -> None:
         assert torch.equal(kl, expected[1])
 
 
+def test_does_not_concatenate_gradients() -> None:
+    params = torch.randn(4, 6, requires_grad=True)
+    z, kl = nn.GaussianRsample()(params)
+    # One step from the results to params.
+    assert z.grad_fn is kl.grad_fn
+    leaves = [node for node, _ in z.grad_fn.next_functions if node is not None]
+    assert [node.variable for node in leaves] == [params]
+
+
 def test_fits_a_posterior() -> None:
     # Maximising E log N(x; z, s^2) - KL has the exact posterior N(x / (1 + s^2), s^2 / (1 + s^2)).
     x, variance = torch.tensor([[1.5], [-0.5]]), 0.25

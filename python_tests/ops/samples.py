@@ -119,13 +119,18 @@ def gaussian_rsample(rng: random.Random) -> Arguments:
     def scale() -> Tensor:
         return normal(*shape).abs() + 0.3 if form == 2 else normal(*shape)
 
-    others = [normal(*shape), scale()] if prior else [None, None]
-    return [normal(*shape), scale(), key(rng), *others, form, residual, with_kl]
+    of_prior = [normal(*shape), scale()] if prior else [None, None]
+    given, params = [normal(*shape), scale()], None
+    if chance(rng):
+        given, params = [None, None], torch.cat(given, 1)
+    return [*given, key(rng), *of_prior, params, form, residual, with_kl]
 
 
 def gaussian_rsample_backward(rng: random.Random) -> Arguments:
     arguments = gaussian_rsample(rng)
-    return [torch.randn_like(arguments[0]), normal(arguments[0].size(0)), *arguments]
+    mean, params = arguments[0], arguments[5]
+    like = params.chunk(2, 1)[0] if mean is None else mean
+    return [normal(*like.shape), normal(like.size(0)), *arguments]
 
 
 def random_key(rng: random.Random) -> Arguments:

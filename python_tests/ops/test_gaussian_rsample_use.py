@@ -152,12 +152,12 @@ def test_opcheck(prior: str | None, device: torch.device) -> None:
     residual = prior == "residual"
     op, backward = torch.ops.flowops.gaussian_rsample, torch.ops.flowops.gaussian_rsample_backward
     for with_kl in (False, True):
-        torch.library.opcheck(op, (*inputs[:2], key, *given, 0, residual, with_kl))
+        torch.library.opcheck(op, (*inputs[:2], key, *given, None, 0, residual, with_kl))
         fixed = [None if t is None else t.detach() for t in (*inputs[:2], key, *given)]
         grads = torch.randn(2, 3, 4, device=device), torch.randn(2, device=device)
-        torch.library.opcheck(backward, (*grads, *fixed, 0, residual, with_kl))
+        torch.library.opcheck(backward, (*grads, *fixed, None, 0, residual, with_kl))
     last = torch.randn(2, 8, 3, 3, device=device).to(memory_format=torch.channels_last)
-    torch.library.opcheck(op, (*last.chunk(2, 1), key, None, None, 0, False, True))
+    torch.library.opcheck(op, (*last.chunk(2, 1), key, None, None, None, 0, False, True))
 
 
 def test_opcheck_of_the_stream(device: torch.device) -> None:
