@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/vec.h"
+#include "cpu/lanes.h"
 #include "math/affine_coupling.h"
 #include "ops/affine_coupling_params.h"
 
@@ -33,9 +34,6 @@ struct LogTerms {
 template <typename T>
 inline constexpr int64_t kMaxSpan = (kMaxLogFactors - 1) * Vec<T>::kLanes;
 
-// Elements that loads are announced ahead: at the end of a row, the next sample's.
-inline constexpr int64_t kPrefetch = 512;
-
 // Takes a copy of the tile, which the stores cannot alias.
 template <typename T, typename Map, bool kInverse>
 FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, int64_t end) {
@@ -62,6 +60,7 @@ FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, i
   int64_t i = begin;
   for (; i + V::kLanes <= end; i += V::kLanes) {
     for (const T* p : {t.x, t.raw, t.shift}) __builtin_prefetch(p + i + kPrefetch);
+    __builtin_prefetch(t.z + i + kPrefetch, 1);
     step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; }, [](T* p, V v) { v.store(p); });
   }
   if (const int64_t rest = end - i; rest > 0) {
@@ -166,6 +165,8 @@ FLOWOPS_INLINE void backward_tile(const BackwardTile<T>& t) {
   };
   int64_t i = 0;
   for (; i + V::kLanes <= t.size; i += V::kLanes) {
+    for (const T* p : {t.grad_z, t.saved, t.raw}) __builtin_prefetch(p + i + kPrefetch);
+    for (const T* p : {t.grad_x, t.grad_raw, t.grad_shift}) __builtin_prefetch(p + i + kPrefetch, 1);
     step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
   }
   if (const int64_t rest = t.size - i; rest > 0) {
