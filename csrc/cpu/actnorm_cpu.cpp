@@ -6,6 +6,7 @@
 #include "common/dispatch.h"
 #include "common/vec.h"
 #include "cpu/actnorm_rows.h"
+#include "cpu/lanes.h"
 #include "math/actnorm.h"
 #include "ops/actnorm.h"
 
@@ -59,7 +60,7 @@ void run_forward(ActnormParams p) {
         const T* x = load_tile<scalar_t>(p.x, t, in);
         T* z = output_tile<scalar_t>(p.z, t, out);
         factors.visit(rows, t, [&](auto bias_of, auto factor_of) {
-          for_each_vector<T>(t.columns, [&](int64_t i, auto load, auto store) {
+          for_each_lanes<T>(t.columns, [&](int64_t i, auto load, auto store) {
             store(z + i, actnorm_transform(load(x + i), bias_of(i, load), factor_of(i, load), p.inverse));
           });
         });
@@ -93,7 +94,7 @@ void backward_tile(const T* g, const T* x, T* grad_x, int64_t size, bool inverse
                    FactorOf factor_of, T* row_sum, T* row_moment, Pair& pair) {
   const Vec<T> zero(0);
   Vec<T> sum(0), moment(0);
-  for_each_vector<T>(size, [&](int64_t i, auto load, auto store) {
+  for_each_lanes<T>(size, [&](int64_t i, auto load, auto store) {
     const Vec<T> grad = load(g + i), bias = bias_of(i, load);
     store(grad_x + i, grad * factor_of(i, load));
     const Vec<T> product = grad * (load(x + i) + (inverse ? zero : bias));

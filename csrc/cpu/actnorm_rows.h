@@ -95,17 +95,4 @@ class Rows {
   std::vector<int64_t> channel_;
 };
 
-// Calls step(offset, load, store) for each vector of `size` elements; the last may be short.
-template <typename T, typename Step>
-void for_each_vector(int64_t size, const Step& step) {
-  using V = Vec<T>;
-  int64_t i = 0;
-  for (; i + V::kLanes <= size; i += V::kLanes) {
-    step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
-  }
-  if (const int64_t rest = size - i; rest > 0) {
-    step(i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
-  }
-}
-
 }  // namespace flowops
