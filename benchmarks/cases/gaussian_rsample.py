@@ -25,6 +25,17 @@ def case(shape: tuple[int, ...]) -> Case:
     )  # fmt: skip
 
 
+def params_case(shape: tuple[int, ...]) -> Case:
+    batch, channels, *pixels = shape
+    traffic = 3 * torch.Size(shape).numel() * 4
+    return Case(
+        "gaussian_rsample", f"{shape} float32, with KL, from a net's output",
+        lambda: [torch.randn(batch, 2 * channels, *pixels)],
+        lambda params: eager(*params.chunk(2, 1)),
+        lambda params: ops.gaussian_rsample_kl(params=params), traffic, first_compared=1,
+    )  # fmt: skip
+
+
 def noise_case(shape: tuple[int, ...]) -> Case:
     return Case(
         "gaussian_rsample", f"{shape} float32, noise alone", lambda: [torch.zeros(shape)],
@@ -38,5 +49,6 @@ CASES = [
     case((128, 64)),
     case((512, 512)),
     case((64, 128, 16, 16)),
+    params_case((64, 128, 16, 16)),
     noise_case((512, 512)),
 ]
