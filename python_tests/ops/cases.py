@@ -1,4 +1,4 @@
-"""What the tests of several ops share: dtypes, shapes, threads."""
+"""What the tests of several ops share: dtypes, shapes, threads, what autograd keeps and gives."""
 
 from __future__ import annotations
 
@@ -34,3 +34,36 @@ def same_for_any_threads(run: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor
     many, one = results
     assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
     return many
+
+
+def kernel_and_composed(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], *, materialize_grads: bool = False
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Return the gradients of the backward kernel, and those for gradients of gradients."""
+    weights = [torch.randn_like(t) for t in outputs]
+    kernel, composed = (
+        torch.autograd.grad(
+            outputs,
+            inputs,
+            weights,
+            retain_graph=True,
+            create_graph=create,
+            materialize_grads=materialize_grads,
+        )
+        for create in (False, True)
+    )
+    return kernel, composed
+
+
+def saved_bytes(run: Callable[[], object], *leaves: Tensor) -> int:
+    """Return the bytes that ``run`` keeps for its backward pass, beside ``leaves``."""
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run()
+    known = {t.data_ptr() for t in leaves}
+    return sum(t.nbytes for t in saved if t.data_ptr() not in known)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.cases import kernel_and_composed
 from ops.samples import SAMPLES
 from torch import Tensor
 
@@ -140,17 +141,6 @@ def test_gradient_for_gradients_is_that_of_the_kernel(
     arguments = map_tensors(as_leaf, arguments_of(op, rng, device))
     leaves = [t for t in tensors_in(arguments) if t.requires_grad]
     outputs = [t for t in run(op, arguments) if t.requires_grad]
-    weights = [torch.randn_like(t) for t in outputs]
-    kernel, composed = (
-        torch.autograd.grad(
-            outputs,
-            leaves,
-            weights,
-            retain_graph=True,
-            create_graph=create,
-            materialize_grads=True,
-        )
-        for create in (False, True)
-    )
+    kernel, composed = kernel_and_composed(outputs, leaves, materialize_grads=True)
     for got, want in zip(composed, kernel, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)

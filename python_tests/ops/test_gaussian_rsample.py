@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import DTYPES, SAMPLE_SHAPES, same_for_any_threads
+from ops.cases import DTYPES, SAMPLE_SHAPES, kernel_and_composed, same_for_any_threads
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -239,12 +239,7 @@ def test_gradient_for_gradients_is_that_of_the_kernel(
 ) -> None:
     leaves = [t.requires_grad_() for t in make_inputs((3, 4, 5), device, form, prior)]
     outputs = call(ops.gaussian_rsample_kl, leaves, form, prior, ops.random_key(device=device))
-    weights = [torch.randn_like(t) for t in outputs]
-    fused, composed = (
-        torch.autograd.grad(outputs, leaves, weights, retain_graph=True, create_graph=create)
-        for create in (False, True)
-    )
-    for a, b in zip(composed, fused, strict=True):
+    for a, b in zip(*kernel_and_composed(outputs, leaves), strict=True):
         assert_close(a, b, dtype=torch.float64, factor=10)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import DTYPES, SAMPLE_SHAPES, same_for_any_threads
+from ops.cases import DTYPES, SAMPLE_SHAPES, kernel_and_composed, same_for_any_threads, saved_bytes
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -151,12 +151,7 @@ def test_gradcheck_twice(form: str, prior: str, device: torch.device) -> None:
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
     outputs = run(*leaves)
-    weights = [torch.randn_like(t) for t in outputs]
-    fused, composed = (
-        torch.autograd.grad(outputs, leaves, weights, retain_graph=True, create_graph=create)
-        for create in (False, True)
-    )
-    for a, b in zip(composed, fused, strict=True):
+    for a, b in zip(*kernel_and_composed(outputs, leaves), strict=True):
         assert_close(a, b, dtype=torch.float64, factor=10)
 
 
@@ -192,17 +187,8 @@ def test_backward_gives_the_gradients_of_what_is_given(device: torch.device) -> 
 
 
 def test_backward_keeps_params_the_key_and_nothing_else(device: torch.device) -> None:
-    saved: list[Tensor] = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append(t)
-        return t
-
     params = torch.randn(4, 1200, device=device, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        ops.gaussian_rsample_kl(params=params)
-    rest = [t for t in saved if t.data_ptr() != params.data_ptr()]
-    assert sum(t.nbytes for t in rest) == 16
+    assert saved_bytes(lambda: ops.gaussian_rsample_kl(params=params), params) == 16
 
 
 @pytest.mark.parametrize("prior", PRIORS)
