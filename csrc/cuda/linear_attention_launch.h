@@ -31,16 +31,27 @@ FLOWOPS_HOST_DEVICE constexpr int round_up(int size, int multiple) {
   return ceil_div(size, multiple) * multiple;
 }
 
+// Rows, columns and depth of a product of one instruction of the tensor cores.
+constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaDepth = 8;
+
 // Lengths of rows of whole tiles and 16-byte vectors, such that the lanes of a warp that read a tile read
 // from different banks: tiles of `a` as they lie (4 columns, 8 rows), tiles of `b` (8 columns, 4 rows).
-FLOWOPS_HOST_DEVICE constexpr int a_stride(int columns) { return round_up(columns, 16) + 4; }
-FLOWOPS_HOST_DEVICE constexpr int b_stride(int columns) { return round_up(columns - 8, 16) + 8; }
+FLOWOPS_HOST_DEVICE constexpr int a_stride(int columns) { return round_up(columns, kMmaRows) + 4; }
+FLOWOPS_HOST_DEVICE constexpr int b_stride(int columns) {
+  return round_up(columns - kMmaColumns, 16) + kMmaColumns;
+}
 
-inline size_t attention_shared_values(int chunk, int rows, int slice) {
-  const int state_rows = round_up(rows, 16), wide = b_stride(slice + 1);
+constexpr size_t attention_shared_values(int chunk, int rows, int slice) {
+  const int state_rows = round_up(rows, kMmaRows), wide = b_stride(slice + 1);
   return size_t(2 * chunk * a_stride(rows) + (2 * chunk + state_rows) * wide + chunk * a_stride(chunk) +
                 2 * chunk + 1);
 }
+
+// Whole tiles of tensor cores for float32, however many columns.
+static_assert(attention_shared_values(kMmaRows, kMaxAttentionColumns + 1, 16) * sizeof(float) <=
+              kAttentionSharedBytes);
+static_assert(attention_shared_values(4, kMaxAttentionColumns + 1, 16) * sizeof(double) <=
+              kAttentionSharedBytes);
 
 // The largest tiles that fit, but for slices so wide that there are few blocks.
 inline AttentionTiling attention_tiling(const AttentionScan& scan, size_t bytes_per_value) {

@@ -70,8 +70,8 @@ __device__ void multiply_add(int rows, int columns, int depth, A a, B b, Matrix<
   }
 }
 
-// Rows, columns and depth of a product of one instruction, and how many of them a warp holds side by side.
-constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaDepth = 8, kMmasAtOnce = 5;
+// Products of one instruction that a warp holds side by side.
+constexpr int kMmasAtOnce = 5;
 
 // Larger magnitudes may be infinite in TF32.
 __device__ inline bool finite_in_tf32(float x) { return x < 0x1p127f && x > -0x1p127f; }
