@@ -13,7 +13,6 @@ namespace dequantize_logit_rule {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
 
 // The gradient of csrc/math/dequantize_logit.h composed of differentiable ops, for gradients of gradients.
 Tensor composed_backward(const Tensor& grad_z, const Tensor& grad_logdet, const Tensor& x, const Tensor& key,

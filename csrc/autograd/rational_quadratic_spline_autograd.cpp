@@ -13,7 +13,6 @@ namespace flowops {
 namespace rational_quadratic_spline_rule {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 

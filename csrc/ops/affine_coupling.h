@@ -15,8 +15,6 @@
 
 namespace flowops {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 enum class ParamsLayout : int {
   kScaleShift = 0,
   kShiftScale = 1,

@@ -17,8 +17,6 @@
 
 namespace flowops {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 at::Tensor gaussian_log_prob(const at::Tensor& x, const OptionalTensor& mean, const OptionalTensor& log_scale,
                              const OptionalTensor& params);
 

@@ -21,8 +21,6 @@
 
 namespace flowops {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 std::tuple<at::Tensor, at::Tensor> gaussian_rsample(const OptionalTensor& mean, const OptionalTensor& scale,
                                                     const at::Tensor& key, const OptionalTensor& prior_mean,
                                                     const OptionalTensor& prior_scale,

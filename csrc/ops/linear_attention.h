@@ -19,8 +19,6 @@
 
 namespace flowops {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 // out (B, Tq, H, Dv), the last state kv and z, and the denominators (B, Tq, H), or (0) where not normalised.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& initial_kv,
