@@ -1,44 +1,38 @@
 // The stream of math/philox.h, a vector of blocks at a time. Torch-free.
 #pragma once
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 #include "common/vec_special.h"
 #include "math/philox.h"
 
 namespace flowops {
 
-// 32-bit words, one a block.
+// 32-bit words, one a block, and half as many, each in the lower half of a lane.
 typedef uint32_t PhiloxWords __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t PhiloxWordPairs __attribute__((vector_size(kVectorBytes)));
-inline constexpr int kBlocksAtOnce = kVectorBytes / 4;
-
-#ifdef __AVX512F__
-inline constexpr auto kOddToEven = static_cast<_MM_PERM_ENUM>(0xF5);
-inline constexpr auto kEvenToOdd = static_cast<_MM_PERM_ENUM>(0xA0);
-#endif
+inline constexpr int kWordLanes = kVectorBytes / 4;
+// Vectors of words that are made together: two where there are registers for both.
+inline constexpr int kPhiloxVectors = kVectorBytes == 64 ? 2 : 1;
+inline constexpr int kBlocksAtOnce = kPhiloxVectors * kWordLanes;
 
 template <>
-FLOWOPS_INLINE WideProduct<PhiloxWords>::WideProduct(PhiloxWords a, uint32_t b) {
+FLOWOPS_INLINE WideProduct<PhiloxWordPairs>::WideProduct(PhiloxWordPairs a, uint32_t b) {
 #if defined(__AVX512F__)
-  // By shuffles, which leave the port of the products free, as shifts do not.
-  const __m512i words = reinterpret_cast<__m512i>(a), factor = _mm512_set1_epi32(static_cast<int>(b));
-  const __m512i shifted = _mm512_maskz_shuffle_epi32(-1, words, kOddToEven);
-  const __m512i even = _mm512_maskz_mul_epu32(-1, words, factor);
-  const __m512i odd = _mm512_maskz_mul_epu32(-1, shifted, factor);
-  high = reinterpret_cast<PhiloxWords>(_mm512_mask_shuffle_epi32(odd, 0x5555, even, kOddToEven));
-  low = reinterpret_cast<PhiloxWords>(_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, kEvenToOdd));
+  const __m512i factor = _mm512_set1_epi32(static_cast<int>(b));
+  low = reinterpret_cast<PhiloxWordPairs>(_mm512_maskz_mul_epu32(-1, reinterpret_cast<__m512i>(a), factor));
 #elif defined(__AVX2__)
-  const __m256i words = reinterpret_cast<__m256i>(a), factor = _mm256_set1_epi32(static_cast<int>(b));
-  const __m256i even = _mm256_mul_epu32(words, factor);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(words, 32), factor);
-  high = reinterpret_cast<PhiloxWords>(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
-  low = reinterpret_cast<PhiloxWords>(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
+  low = reinterpret_cast<PhiloxWordPairs>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), factor));
+#elif defined(__SSE2__)
+  const __m128i factor = _mm_set1_epi32(static_cast<int>(b));
+  low = reinterpret_cast<PhiloxWordPairs>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), factor));
 #else
-  for (int i = 0; i < kBlocksAtOnce; ++i) {
-    const uint64_t product = uint64_t{a[i]} * b;
-    high[i] = static_cast<uint32_t>(product >> 32);
-    low[i] = static_cast<uint32_t>(product);
-  }
+  for (int i = 0; i < kWordLanes / 2; ++i) low[i] = uint64_t{static_cast<uint32_t>(a[i])} * b;
 #endif
+  high = low >> 32;
 }
 
 #ifdef __AVX512F__
@@ -98,7 +92,7 @@ struct RandomWords<Vec<double>> : VectorWords<double, PhiloxWordPairs> {};
 // Four vectors, lane i of the j-th holding value j of block lane_block(i), to memory in the order of the
 // blocks. lane_block is chosen so that interleaving within 16 bytes is enough.
 FLOWOPS_INLINE constexpr int lane_block(int lane) {
-  constexpr int kQuads = kBlocksAtOnce / 4;
+  constexpr int kQuads = kWordLanes / 4;
   return lane % 4 * kQuads + lane / 4;
 }
 
@@ -127,47 +121,79 @@ FLOWOPS_INLINE void store_interleaved(const Lanes (&values)[4], void* target) {
     std::memcpy(out + (2 * i + 1) * kBytes, &high, kBytes);
   }
 #else
-  uint32_t lanes[4][kBlocksAtOnce], ordered[4 * kBlocksAtOnce];
+  uint32_t lanes[4][kWordLanes], ordered[4 * kWordLanes];
   std::memcpy(lanes, values, sizeof(lanes));
-  for (int i = 0; i < kBlocksAtOnce; ++i) {
+  for (int i = 0; i < kWordLanes; ++i) {
     for (int j = 0; j < 4; ++j) ordered[4 * lane_block(i) + j] = lanes[j][i];
   }
   std::memcpy(out, ordered, sizeof(ordered));
 #endif
 }
 
-// The words of kBlocksAtOnce blocks, lane i those of block `first` + lane_block(i).
-FLOWOPS_INLINE void philox_blocks(const PhiloxStream& stream, uint64_t first, PhiloxWords (&words)[4]) {
+// The words of kBlocksAtOnce blocks, lane i of words[v] those of block `first` + v kWordLanes +
+// lane_block(i).
+FLOWOPS_INLINE void philox_blocks(const PhiloxStream& stream, uint64_t first,
+                                  PhiloxWords (&words)[kPhiloxVectors][4]) {
   PhiloxWords step;
-  for (int i = 0; i < kBlocksAtOnce; ++i) step[i] = lane_block(i);
-  const PhiloxWords low = static_cast<uint32_t>(first) + step;
-  words[0] = low;
-  // A lane whose sum wraps around carries into the high word.
-  words[1] = static_cast<uint32_t>(first >> 32) - reinterpret_cast<PhiloxWords>(low < step);
-  words[2] = PhiloxWords{} + static_cast<uint32_t>(stream.offset);
-  words[3] = PhiloxWords{} + static_cast<uint32_t>(stream.offset >> 32);
-  philox4x32(words, stream.seed);
+  for (int i = 0; i < kWordLanes; ++i) step[i] = lane_block(i);
+  PhiloxWordPairs chains[2 * kPhiloxVectors][4];  // of the even lanes of a vector, then of the odd ones
+  for (int v = 0; v < kPhiloxVectors; ++v, first += kWordLanes) {
+    const PhiloxWords low = static_cast<uint32_t>(first) + step;
+    // A lane whose sum wraps around carries into the high word.
+    const PhiloxWords high = static_cast<uint32_t>(first >> 32) - reinterpret_cast<PhiloxWords>(low < step);
+    for (int odd = 0; odd < 2; ++odd) {
+      auto& chain = chains[2 * v + odd];
+      chain[0] = reinterpret_cast<PhiloxWordPairs>(low) >> (32 * odd);
+      chain[1] = reinterpret_cast<PhiloxWordPairs>(high) >> (32 * odd);
+      chain[2] = PhiloxWordPairs{} + (stream.offset & 0xFFFFFFFFu);
+      chain[3] = PhiloxWordPairs{} + (stream.offset >> 32);
+    }
+  }
+  philox4x32(chains, stream.seed);
+  for (int v = 0; v < kPhiloxVectors; ++v) {
+    for (int i = 0; i < 4; ++i) {
+      const PhiloxWordPairs even = chains[2 * v][i], odd = chains[2 * v + 1][i];
+      words[v][i] = reinterpret_cast<PhiloxWords>((even & 0xFFFFFFFFu) | odd << 32);
+    }
+  }
 }
 
-// kBlocksAtOnce blocks of normal floats from block `first` on.
-FLOWOPS_INLINE void normal_blocks(const PhiloxStream& stream, uint64_t first, float* target) {
-  PhiloxWords words[4];
+// The words of kBlocksAtOnce blocks in the order of the stream.
+FLOWOPS_INLINE void philox_words(const PhiloxStream& stream, uint64_t first,
+                                 uint32_t (&ordered)[4 * kBlocksAtOnce]) {
+  PhiloxWords words[kPhiloxVectors][4];
   philox_blocks(stream, first, words);
-  Vec<float> normals[4];
-  box_muller(words[0], words[1], normals[0], normals[1]);
-  box_muller(words[2], words[3], normals[2], normals[3]);
-  Vec<float>::Native lanes[4];
-  for (int i = 0; i < 4; ++i) lanes[i] = normals[i].lanes;
-  store_interleaved(lanes, target);
+  for (int v = 0; v < kPhiloxVectors; ++v) store_interleaved(words[v], ordered + v * 4 * kWordLanes);
+}
+
+// kBlocksAtOnce blocks of floats from block `first` on: `make` turns the words of kWordLanes into numbers.
+template <typename Make>
+FLOWOPS_INLINE void float_blocks(const PhiloxStream& stream, uint64_t first, float* target,
+                                 const Make& make) {
+  PhiloxWords words[kPhiloxVectors][4];
+  philox_blocks(stream, first, words);
+#pragma GCC unroll 2
+  for (int v = 0; v < kPhiloxVectors; ++v) {
+    Vec<float> numbers[4];
+    make(words[v], numbers);
+    Vec<float>::Native lanes[4];
+    for (int i = 0; i < 4; ++i) lanes[i] = numbers[i].lanes;
+    store_interleaved(lanes, target + v * 4 * kWordLanes);
+  }
+}
+
+FLOWOPS_INLINE void normal_blocks(const PhiloxStream& stream, uint64_t first, float* target) {
+  float_blocks(stream, first, target, [](const PhiloxWords(&words)[4], Vec<float>(&normals)[4]) {
+    box_muller(words[0], words[1], normals[0], normals[1]);
+    box_muller(words[2], words[3], normals[2], normals[3]);
+  });
 }
 
 // The same of doubles, from the words in memory.
 inline void normal_blocks(const PhiloxStream& stream, uint64_t first, double* target) {
   using V = Vec<double>;
-  PhiloxWords words[4];
-  philox_blocks(stream, first, words);
   uint32_t ordered[4 * kBlocksAtOnce];
-  store_interleaved(words, ordered);
+  philox_words(stream, first, ordered);
   for (int block = 0; block < kBlocksAtOnce; block += V::kLanes) {
     PhiloxWordPairs radius, angle;
     for (int i = 0; i < V::kLanes; ++i) {
@@ -184,21 +210,15 @@ inline void normal_blocks(const PhiloxStream& stream, uint64_t first, double* ta
   }
 }
 
-// kBlocksAtOnce blocks of uniform floats from block `first` on.
 FLOWOPS_INLINE void uniform_blocks(const PhiloxStream& stream, uint64_t first, float* target) {
-  PhiloxWords words[4];
-  philox_blocks(stream, first, words);
-  Vec<float>::Native lanes[4];
-  for (int i = 0; i < 4; ++i) lanes[i] = uniform<Vec<float>>(words[i]).lanes;
-  store_interleaved(lanes, target);
+  float_blocks(stream, first, target, [](const PhiloxWords(&words)[4], Vec<float>(&numbers)[4]) {
+    for (int i = 0; i < 4; ++i) numbers[i] = uniform<Vec<float>>(words[i]);
+  });
 }
 
-// The same of doubles.
 inline void uniform_blocks(const PhiloxStream& stream, uint64_t first, double* target) {
-  PhiloxWords words[4];
-  philox_blocks(stream, first, words);
   uint32_t ordered[4 * kBlocksAtOnce];
-  store_interleaved(words, ordered);
+  philox_words(stream, first, ordered);
   for (int i = 0; i < 2 * kBlocksAtOnce; ++i) {
     target[i] = uniform<double>(uint64_t{ordered[2 * i + 1]} << 32 | ordered[2 * i]);
   }

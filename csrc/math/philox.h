@@ -29,7 +29,8 @@ inline constexpr int kPhiloxRounds = 10;
 template <typename T>
 inline constexpr int kNumbersPerBlock = 16 / static_cast<int>(sizeof(T));
 
-// Both halves of a 64-bit product. W is uint32_t or a vector of them.
+// Both halves of a 64-bit product. W is uint32_t, or a vector whose lanes hold a word in their lower half,
+// and above it what is not looked at.
 template <typename W>
 struct WideProduct {
   W high, low;
@@ -39,30 +40,32 @@ template <>
 FLOWOPS_HOST_DEVICE WideProduct<uint32_t>::WideProduct(uint32_t a, uint32_t b)
     : high(static_cast<uint32_t>(uint64_t{a} * b >> 32)), low(a * b) {}
 
-// `words` holds the counter and receives the block.
-template <typename W>
-FLOWOPS_HOST_DEVICE void philox4x32(W (&words)[4], uint64_t seed) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+// `words` holds counters and receives their blocks. In a chain each product waits for the one before it: the
+// chains take turns.
+template <int kChains, typename W>
+FLOWOPS_HOST_DEVICE void philox4x32(W (&words)[kChains][4], uint64_t seed) {
+  W key0 = W{} + static_cast<uint32_t>(seed), key1 = W{} + static_cast<uint32_t>(seed >> 32);
 #ifdef __CUDACC__
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const WideProduct<W> first(words[0], kPhiloxMultiplier0), second(words[2], kPhiloxMultiplier1);
-    words[0] = second.high ^ words[1] ^ key0;
-    words[1] = second.low;
-    words[2] = first.high ^ words[3] ^ key1;
-    words[3] = first.low;
+    for (auto& chain : words) {
+      const WideProduct<W> first(chain[0], kPhiloxMultiplier0), second(chain[2], kPhiloxMultiplier1);
+      chain[0] = second.high ^ chain[1] ^ key0;
+      chain[1] = second.low;
+      chain[2] = first.high ^ chain[3] ^ key1;
+      chain[3] = first.low;
+    }
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
 }
 
 FLOWOPS_HOST_DEVICE void philox_block(const PhiloxStream& stream, uint64_t block, uint32_t (&words)[4]) {
-  words[0] = static_cast<uint32_t>(block);
-  words[1] = static_cast<uint32_t>(block >> 32);
-  words[2] = static_cast<uint32_t>(stream.offset);
-  words[3] = static_cast<uint32_t>(stream.offset >> 32);
-  philox4x32(words, stream.seed);
+  uint32_t chain[1][4] = {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
+                           static_cast<uint32_t>(stream.offset), static_cast<uint32_t>(stream.offset >> 32)}};
+  philox4x32(chain, stream.seed);
+  for (int i = 0; i < 4; ++i) words[i] = chain[0][i];
 }
 
 // Random words as wide as a value, and what box_muller does with them.

@@ -32,9 +32,9 @@ void test_published_vectors() {
     uint32_t words[4];
     philox_block(stream, block, words);
     for (int i = 0; i < 4; ++i) expect(words[i] == v.result[i], "a published word");
-    PhiloxWords many[4];
+    PhiloxWords many[kPhiloxVectors][4];
     philox_blocks(stream, block, many);
-    for (int i = 0; i < 4; ++i) expect(many[i][0] == v.result[i], "a published word, in a vector");
+    for (int i = 0; i < 4; ++i) expect(many[0][i][0] == v.result[i], "a published word, in a vector");
   }
 }
 
