@@ -8,9 +8,10 @@
 
 namespace flowops {
 
-// Columns that are read from many rows at once: 16 bytes of each.
+// Columns that are read from many rows at once. With more of them at a time, shuffles would outweigh what
+// longer loads and stores save.
 template <typename T>
-inline constexpr int kColumnBlock = 16 / static_cast<int>(sizeof(T));
+inline constexpr int kColumnBlock = (kVectorBytes < 32 ? kVectorBytes : 32) / static_cast<int>(sizeof(T));
 
 namespace detail {
 
@@ -46,47 +47,31 @@ FLOWOPS_INLINE void transpose_steps(Vec<T> (&rows)[kRows]) {
   }
 }
 
-// A vector of 16 bytes from each of as many rows as it holds, and back.
+// A vector of kColumnBlock values from each of as many rows as it holds, and back.
 template <typename T>
-FLOWOPS_INLINE Vec<T> load_blocks(const T* row, int64_t stride) {
+FLOWOPS_INLINE Vec<T> load_blocks(const T* row, [[maybe_unused]] int64_t stride) {
+#ifdef __AVX512F__
   const auto source = [&](int block) { return reinterpret_cast<const float*>(row + block * stride); };
+  const __m512 first = _mm512_castps256_ps512(_mm256_loadu_ps(source(0)));
+  const __m512 lanes = _mm512_insertf32x8(first, _mm256_loadu_ps(source(1)), 1);
   Vec<T> result;
-#if defined(__AVX512F__)
-  __m512 lanes = _mm512_castps128_ps512(_mm_loadu_ps(source(0)));
-  lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(source(1)), 1);
-  lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(source(2)), 2);
-  lanes = _mm512_insertf32x4(lanes, _mm_loadu_ps(source(3)), 3);
-#elif defined(__AVX2__)
-  const __m256 lanes =
-      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(source(0))), _mm_loadu_ps(source(1)), 1);
-#else
-  const float* lanes = source(0);
-  std::memcpy(&result.lanes, lanes, sizeof(result.lanes));
-  return result;
-#endif
-#if defined(__AVX2__)
   std::memcpy(&result.lanes, &lanes, sizeof(lanes));
   return result;
+#else
+  return Vec<T>::load(row);
 #endif
 }
 
 template <typename T>
-FLOWOPS_INLINE void store_blocks(Vec<T> value, T* row, int64_t stride) {
+FLOWOPS_INLINE void store_blocks(Vec<T> value, T* row, [[maybe_unused]] int64_t stride) {
+#ifdef __AVX512F__
   const auto target = [&](int block) { return reinterpret_cast<float*>(row + block * stride); };
-#if defined(__AVX512F__)
   __m512 lanes;
   std::memcpy(&lanes, &value.lanes, sizeof(lanes));
-  _mm_storeu_ps(target(0), _mm512_castps512_ps128(lanes));
-  _mm_storeu_ps(target(1), _mm512_extractf32x4_ps(lanes, 1));
-  _mm_storeu_ps(target(2), _mm512_extractf32x4_ps(lanes, 2));
-  _mm_storeu_ps(target(3), _mm512_extractf32x4_ps(lanes, 3));
-#elif defined(__AVX2__)
-  __m256 lanes;
-  std::memcpy(&lanes, &value.lanes, sizeof(lanes));
-  _mm_storeu_ps(target(0), _mm256_castps256_ps128(lanes));
-  _mm_storeu_ps(target(1), _mm256_extractf128_ps(lanes, 1));
+  _mm256_storeu_ps(target(0), _mm512_castps512_ps256(lanes));
+  _mm256_storeu_ps(target(1), _mm512_extractf32x8_ps(lanes, 1));
 #else
-  std::memcpy(target(0), &value.lanes, sizeof(value.lanes));
+  value.store(row);
 #endif
 }
 
