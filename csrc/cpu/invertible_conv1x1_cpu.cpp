@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
+#include "cpu/aligned.h"
 #include "cpu/small_gemm.h"
 #include "ops/invertible_conv1x1.h"
 
@@ -163,7 +164,7 @@ class BlockView {
   const Operand& operand_;
   int64_t channels_, row_ = 0, count_ = 0;
   T* pointers_[std::max<int64_t>(kVectorsPerBlock, kGatheredRow / Vec<T>::kLanes)];
-  std::vector<T> buffer_;
+  AlignedVector<T> buffer_;
 };
 
 // target = start + a source for all vectors of a block.
@@ -192,7 +193,7 @@ template <typename scalar_t, typename T>
 void run_forward(const InvertibleConv1x1Params& p) {
   const auto blocks = cut<scalar_t, T>(p.batch, p.pixels, kVectorsPerProduct, {&p.x, &p.z});
   const T* weight = static_cast<const T*>(p.weight);
-  std::vector<T> transposed(p.channels * p.channels);
+  AlignedVector<T> transposed(p.channels * p.channels);
   for (int64_t i = 0; i < p.channels; ++i) {
     for (int64_t j = 0; j < p.channels; ++j) transposed[j * p.channels + i] = weight[i * p.channels + j];
   }
@@ -248,7 +249,7 @@ void backward_blocks(const InvertibleConv1x1BackwardParams& p, const PixelBlocks
   const int64_t channels = p.channels;
   BlockView<scalar_t, T> grad_z(blocks, p.grad_z, channels), x(blocks, p.x, channels),
       grad_x(blocks, p.grad_x, channels);
-  std::vector<T> transposed(p.grad_weight ? kTransposed * Vec<T>::kLanes * sums_row<T>(channels) : 0);
+  AlignedVector<T> transposed(p.grad_weight ? kTransposed * Vec<T>::kLanes * sums_row<T>(channels) : 0);
   for (int64_t block = first; block < last; ++block) {
     grad_z.load(block);
     if (p.grad_x.data) {
@@ -270,7 +271,7 @@ void run_backward(const InvertibleConv1x1BackwardParams& p) {
   const int64_t row = sums_row<T>(p.channels), square = p.channels * row, size = square + p.channels;
   const int64_t splits = std::min(kMaxSplits, blocks.count());
   const std::vector<T> zeros(p.channels);
-  std::vector<T> partial(splits * size);
+  AlignedVector<T> partial(splits * size);
   at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       T* sums = partial.data() + s * size;

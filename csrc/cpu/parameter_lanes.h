@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "common/vec_pair.h"
+#include "cpu/aligned.h"
 #include "cpu/row.h"
 #include "cpu/sample_tasks.h"
 #include "cpu/transpose.h"
@@ -167,7 +167,7 @@ class ParameterLanes {
   }
 
   int parameters_, padded_;
-  std::vector<T> rows_, values_;
+  AlignedVector<T> rows_, values_;
 };
 
 // Calls body(first, count) for the groups of a part, each of the elements that fill Lanes, or the rest.

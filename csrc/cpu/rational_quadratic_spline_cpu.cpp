@@ -1,7 +1,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "common/dispatch.h"
 #include "cpu/parameter_lanes.h"
@@ -17,7 +16,7 @@ constexpr int64_t kSplineGrain = 512;
 template <typename T>
 struct Workspace {
   ParameterLanes<T> logits;
-  std::vector<T> exponentials;
+  AlignedVector<T> exponentials;
 
   explicit Workspace(const SplineParams& p)
       : logits(p.parameters), exponentials(size_t(Lanes<T>::kLanes) * 2 * p.form.bins) {}

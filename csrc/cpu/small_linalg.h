@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/aligned.h"
 #include "cpu/small_gemm.h"
 
 namespace flowops {
@@ -40,7 +41,7 @@ class PaddedMatrix {
 
  private:
   int64_t size_, row_;
-  std::vector<T> data_;
+  AlignedVector<T> data_;
 };
 
 // Columns of a padded matrix that hold the first `count`.

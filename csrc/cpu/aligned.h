@@ -1,0 +1,32 @@
+// Memory that begins where a vector may: a load or store across two cache lines costs two. Torch-free.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <vector>
+
+#include "common/vec.h"
+
+namespace flowops {
+
+template <typename T>
+struct AlignedAllocator {
+  using value_type = T;
+
+  AlignedAllocator() = default;
+  template <typename U>
+  AlignedAllocator(const AlignedAllocator<U>&) {}
+
+  T* allocate(size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kVectorBytes)));
+  }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(kVectorBytes)); }
+
+  friend bool operator==(const AlignedAllocator&, const AlignedAllocator&) { return true; }
+  friend bool operator!=(const AlignedAllocator&, const AlignedAllocator&) { return false; }
+};
+
+template <typename T>
+using AlignedVector = std::vector<T, AlignedAllocator<T>>;
+
+}  // namespace flowops
