@@ -129,16 +129,17 @@ class ParameterLanes {
     for (int i = 0; i < count; ++i) store_row(&rows_[i * padded_], data + offsets[i], parameters_);
   }
 
-  static constexpr int kRead = 0, kWrite = 1, kCacheLine = 64;
+  static constexpr int kRead = 0, kWrite = 1, kLine = 64 / int(sizeof(T));
 
   // The rows of the next group, while this one is worked on: they may lie beyond the caches. An address
   // behind the last row does no harm.
   template <int kAccess>
   FLOWOPS_INLINE void announce_next(const T* rows, int64_t stride) const {
-    for (int lane = kLanes; lane < 2 * kLanes; ++lane) {
-      for (int i = 0; i < parameters_; i += kCacheLine / int(sizeof(T))) {
-        __builtin_prefetch(rows + lane * stride + i, kAccess);
-      }
+    const T* const next = rows + kLanes * stride;
+    const bool packed = stride < parameters_ + kLine;  // then no line lies between rows
+    const int64_t runs = packed ? 1 : kLanes, length = packed ? kLanes * stride : parameters_;
+    for (int64_t run = 0; run < runs; ++run) {
+      for (int64_t i = 0; i < length; i += kLine) __builtin_prefetch(next + run * stride + i, kAccess);
     }
   }
 

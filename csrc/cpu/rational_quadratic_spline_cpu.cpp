@@ -34,29 +34,31 @@ struct Workspace {
 template <typename T>
 class Domains {
  public:
-  explicit Domains(const SplineParams& p) : p_(p) {}
+  using Domain = SplineDomain<Lanes<T>>;
+
+  explicit Domains(const SplineParams& p)
+      : p_(p), domain_(SplineDomain<T>(T(p.domain[0]), T(p.domain[1]), T(p.domain[2]), T(p.domain[3]))) {}
 
   void find(const SampleTasks& tasks, const SampleTasks::Part& part) {
     if (p_.bounds.data) offsets_.find(tasks, p_.bounds, part);
   }
 
-  SplineDomain<Lanes<T>> get(int64_t at) const {
-    if (!p_.bounds.data) {
-      const auto& ends = p_.domain;
-      return SplineDomain<Lanes<T>>(SplineDomain<T>(T(ends[0]), T(ends[1]), T(ends[2]), T(ends[3])));
-    }
-    const auto bound = [&](int i) {
-      alignas(64) T values[Lanes<T>::kLanes];
-      const T* data = static_cast<const T*>(p_.bounds.data) + i * p_.bounds_step;
-      for (int lane = 0; lane < Lanes<T>::kLanes; ++lane) values[lane] = data[offsets_.at[at + lane]];
-      return Lanes<T>::load(values);
-    };
-    return {bound(0), bound(1), bound(2), bound(3)};
+  const Domain& get(int64_t at) {
+    if (p_.bounds.data) domain_ = Domain(bound(at, 0), bound(at, 1), bound(at, 2), bound(at, 3));
+    return domain_;
   }
 
  private:
+  Lanes<T> bound(int64_t at, int i) const {
+    alignas(64) T values[Lanes<T>::kLanes];
+    const T* data = static_cast<const T*>(p_.bounds.data) + i * p_.bounds_step;
+    for (int lane = 0; lane < Lanes<T>::kLanes; ++lane) values[lane] = data[offsets_.at[at + lane]];
+    return Lanes<T>::load(values);
+  }
+
   const SplineParams& p_;
   RowOffsets<T> offsets_;
+  Domain domain_;
 };
 
 // The arithmetic of a group, compiled once a type of arithmetic.
