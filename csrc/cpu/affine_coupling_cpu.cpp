@@ -102,9 +102,7 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
   alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
   alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
   double logdet = 0;
-  const int64_t end = std::min(grid.tiles(), (chunk + 1) * kTilesPerChunk);
-  for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
-    const Tile t = grid.tile(batch, index);
+  grid.for_each(batch, chunk, [&](const Tile& t) {
     ForwardTile<opmath_t> tile{};
     tile.x = load_tile<scalar_t>(p.x, t, x);
     tile.shift = load_tile<scalar_t>(p.shift, t, shift);
@@ -118,7 +116,7 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
     run(tile, ForwardStep{}, 1, &total);
     logdet += total;
     store_tile<scalar_t>(p.z, t, tile.z);
-  }
+  });
   return p.inverse ? -logdet : logdet;
 }
 
@@ -187,9 +185,7 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
   alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize],
       grad_amplitude[kTileSize];
   const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
-  const int64_t end = std::min(grid.tiles(), (chunk + 1) * kTilesPerChunk);
-  for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
-    const Tile t = grid.tile(batch, index);
+  grid.for_each(batch, chunk, [&](const Tile& t) {
     BackwardTile<opmath_t> tile{};
     tile.grad_z = load_tile<scalar_t>(p.grad_z, t, grad_z);
     tile.saved = load_tile<scalar_t>(p.saved, t, saved);
@@ -209,7 +205,7 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
     store_tile<scalar_t>(p.grad_raw, t, tile.grad_raw);
     store_tile<scalar_t>(p.grad_shift, t, tile.grad_shift);
     if (p.grad_amplitude.data) store_tile<opmath_t>(p.grad_amplitude, t, tile.grad_amplitude);
-  }
+  });
 }
 
 template <typename scalar_t, typename opmath_t>

@@ -23,16 +23,17 @@ class SampleTasks {
         grain_(grain),
         inner_(p.inner),
         grid_(p.outer, p.inner),
-        together_(p.outer == 1 && size_ > 0 && size_ <= kTileSize / 2 ? kTileSize / size_ : 0) {}
+        together_(p.outer == 1 && size_ > 0 && size_ <= kTileSize / 2 ? kTileSize / size_ : 0),
+        chunks_(together_ > 0 ? 1 : grid_.chunks()) {}
 
   bool together() const { return together_ > 0; }
-  int64_t chunks() const { return together_ > 0 ? 1 : grid_.chunks(); }
+  int64_t chunks() const { return chunks_; }
   int64_t count() const {
     if (size_ == 0) return 0;
-    return together_ > 0 ? (batch_ + together_ - 1) / together_ : batch_ * chunks();
+    return together_ > 0 ? (batch_ + together_ - 1) / together_ : batch_ * chunks_;
   }
   int64_t grain() const {
-    const int64_t work = together_ > 0 ? together_ * size_ : std::max<int64_t>(1, size_ / chunks());
+    const int64_t work = together_ > 0 ? together_ * size_ : std::max<int64_t>(1, size_ / chunks_);
     return std::max<int64_t>(1, grain_ / work);
   }
 
@@ -50,12 +51,10 @@ class SampleTasks {
       body(Part{{0, sample, 0, samples, size_}, sample * size_, samples, sample, size_});
       return;
     }
-    const int64_t sample = task / chunks(), chunk = task % chunks();
-    const int64_t end = std::min(grid_.tiles(), (chunk + 1) * kTilesPerChunk);
-    for (int64_t index = chunk * kTilesPerChunk; index < end; ++index) {
-      const Tile t = grid_.tile(sample, index);
+    const int64_t sample = task / chunks_;
+    grid_.for_each(sample, task % chunks_, [&](const Tile& t) {
       body(Part{t, sample * size_ + t.outer * inner_ + t.inner, 1, sample, t.size()});
-    }
+    });
   }
 
   // How an operand is read at a part: samples that lie one after another are one row of all their elements.
@@ -101,7 +100,7 @@ class SampleTasks {
  private:
   int64_t batch_, size_, grain_, inner_;
   TileGrid grid_;
-  int64_t together_;
+  int64_t together_, chunks_;
 };
 
 // By as many partial sums as 128 bytes hold, for vectors of any width: each addition to a longer sum rounds

@@ -28,10 +28,11 @@ class TileGrid {
       : outer_(outer),
         inner_(inner),
         rows_(inner >= kLongRow ? 1 : std::max<int64_t>(1, kTileSize / std::max<int64_t>(inner, 1))),
-        per_row_(std::max<int64_t>(1, (inner + kTileSize - 1) / kTileSize)) {}
+        per_row_(std::max<int64_t>(1, (inner + kTileSize - 1) / kTileSize)),
+        tiles_(inner == 0 ? 0 : (outer + rows_ - 1) / rows_ * per_row_) {}
 
-  int64_t tiles() const { return inner_ == 0 ? 0 : (outer_ + rows_ - 1) / rows_ * per_row_; }
-  int64_t chunks() const { return std::max<int64_t>(1, (tiles() + kTilesPerChunk - 1) / kTilesPerChunk); }
+  int64_t tiles() const { return tiles_; }
+  int64_t chunks() const { return std::max<int64_t>(1, (tiles_ + kTilesPerChunk - 1) / kTilesPerChunk); }
 
   bool single_row() const { return outer_ == 1; }
 
@@ -40,8 +41,24 @@ class TileGrid {
     return {batch, outer, inner, std::min(rows_, outer_ - outer), std::min(kTileSize, inner_ - inner)};
   }
 
+  // Calls body(tile) for the tiles of a chunk of a sample in order.
+  template <typename Body>
+  void for_each(int64_t batch, int64_t chunk, const Body& body) const {
+    const int64_t first = chunk * kTilesPerChunk;
+    int64_t left = std::min(tiles_ - first, kTilesPerChunk);
+    for (Tile t = tile(batch, first); left > 0; --left, t = after(t)) body(t);
+  }
+
  private:
-  int64_t outer_, inner_, rows_, per_row_;
+  // The next tile, without the divisions of tile(): they take as long as the arithmetic of a short one.
+  Tile after(const Tile& t) const {
+    const int64_t right = t.inner + kTileSize;
+    if (right < inner_) return {t.batch, t.outer, right, t.rows, std::min(kTileSize, inner_ - right)};
+    const int64_t below = t.outer + rows_;
+    return {t.batch, below, 0, std::min(rows_, outer_ - below), std::min(kTileSize, inner_)};
+  }
+
+  int64_t outer_, inner_, rows_, per_row_, tiles_;
 };
 
 template <typename scalar_t>

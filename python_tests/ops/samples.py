@@ -13,12 +13,16 @@ Arguments = list[Any]
 
 
 def shape_of(rng: random.Random, channels: int | None = None, most: int = 5) -> tuple[int, ...]:
-    """(batch, channels, *pixels); the batch or a side is empty now and then."""
+    """(batch, channels, *pixels).
+
+    Now and then the batch or a side is empty, or the channels are short rows for several tiles.
+    """
     sides = [rng.randint(1, most) for _ in range(rng.randint(0, 3))]
     batch = rng.randint(0, 4)
     if sides and rng.randint(0, 9) == 0:
         sides[0] = 0
-    return (batch, channels or rng.randint(1, 9), *sides)
+    many = sides and rng.randint(0, 4) == 0
+    return (batch, channels or rng.randint(*((100, 150) if many else (1, 9))), *sides)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
