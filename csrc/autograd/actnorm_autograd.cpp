@@ -82,8 +82,8 @@ class ActnormStatistics : public torch::autograd::Function<ActnormStatistics> {
 }  // namespace actnorm_rule
 
 std::tuple<at::Tensor, at::Tensor> actnorm_autograd(const at::Tensor& x, const at::Tensor& bias,
-                                                    const at::Tensor& log_scale,
-                                                    const std::optional<at::Tensor>& logdet, bool inverse) {
+                                                    const at::Tensor& log_scale, const OptionalTensor& logdet,
+                                                    bool inverse) {
   if (!wants_graph(x, bias, log_scale, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return actnorm(x, bias, log_scale, logdet, inverse);

@@ -144,11 +144,11 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
 }  // namespace affine_coupling_rule
 
 std::tuple<at::Tensor, at::Tensor> affine_coupling_autograd(const at::Tensor& x, const at::Tensor& params,
-                                                            const std::optional<at::Tensor>& amplitude,
-                                                            const std::optional<at::Tensor>& mask,
-                                                            const std::optional<at::Tensor>& logdet,
-                                                            int64_t start, int64_t scale, int64_t order,
-                                                            int64_t layout, bool inverse) {
+                                                            const OptionalTensor& amplitude,
+                                                            const OptionalTensor& mask,
+                                                            const OptionalTensor& logdet, int64_t start,
+                                                            int64_t scale, int64_t order, int64_t layout,
+                                                            bool inverse) {
   if (!wants_graph(x, params, amplitude, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);

@@ -69,10 +69,9 @@ class DequantizeLogit : public torch::autograd::Function<DequantizeLogit> {
 
 }  // namespace dequantize_logit_rule
 
-std::tuple<at::Tensor, at::Tensor> dequantize_logit_autograd(const at::Tensor& x,
-                                                             const std::optional<at::Tensor>& key,
-                                                             const std::optional<at::Tensor>& logdet,
-                                                             int64_t levels, double alpha, bool inverse) {
+std::tuple<at::Tensor, at::Tensor> dequantize_logit_autograd(const at::Tensor& x, const OptionalTensor& key,
+                                                             const OptionalTensor& logdet, int64_t levels,
+                                                             double alpha, bool inverse) {
   if (!wants_graph(x, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return dequantize_logit(x, key, logdet, levels, alpha, inverse);

@@ -52,7 +52,7 @@ class InvertibleConv1x1 : public torch::autograd::Function<InvertibleConv1x1> {
 }  // namespace invertible_conv1x1_rule
 
 at::Tensor invertible_conv1x1_autograd(const at::Tensor& x, const at::Tensor& weight,
-                                       const std::optional<at::Tensor>& bias) {
+                                       const OptionalTensor& bias) {
   if (!wants_graph(x, weight, bias)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return invertible_conv1x1(x, weight, bias);

@@ -153,9 +153,8 @@ class Spline : public torch::autograd::Function<Spline> {
 }  // namespace rational_quadratic_spline_rule
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline_autograd(
-    const at::Tensor& x, const at::Tensor& params, const std::optional<at::Tensor>& bounds,
-    const std::optional<at::Tensor>& logdet, at::ArrayRef<double> form, int64_t tails, bool exp_slope,
-    bool elementwise, bool inverse) {
+    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& bounds, const OptionalTensor& logdet,
+    at::ArrayRef<double> form, int64_t tails, bool exp_slope, bool elementwise, bool inverse) {
   if (!wants_graph(x, params, bounds, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return rational_quadratic_spline(x, params, bounds, logdet, form, tails, exp_slope, elementwise, inverse);

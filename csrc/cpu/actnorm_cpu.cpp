@@ -194,8 +194,8 @@ void run_backward(ActnormBackwardParams p) {
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> actnorm_cpu(const at::Tensor& x, const at::Tensor& bias,
-                                               const at::Tensor& log_scale,
-                                               const std::optional<at::Tensor>& logdet, bool inverse) {
+                                               const at::Tensor& log_scale, const OptionalTensor& logdet,
+                                               bool inverse) {
   check_actnorm_inputs(x, bias, log_scale, logdet);
   const auto call = prepare_actnorm(x, bias, log_scale, logdet, inverse);
   FLOWOPS_DISPATCH(x.scalar_type(), kActnorm, [&] { run_forward<scalar_t, opmath_t>(call.p); });

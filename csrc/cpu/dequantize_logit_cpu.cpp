@@ -134,10 +134,9 @@ void run_noise(const NoiseParams& p) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> dequantize_logit_cpu(const at::Tensor& x,
-                                                        const std::optional<at::Tensor>& key,
-                                                        const std::optional<at::Tensor>& logdet,
-                                                        int64_t levels, double alpha, bool inverse) {
+std::tuple<at::Tensor, at::Tensor> dequantize_logit_cpu(const at::Tensor& x, const OptionalTensor& key,
+                                                        const OptionalTensor& logdet, int64_t levels,
+                                                        double alpha, bool inverse) {
   check_dequantize_logit_inputs(x, key, logdet, levels, alpha, inverse);
   const auto call = prepare_dequantize_logit(x, key, logdet, levels, alpha, inverse);
   if (call.p.bytes) {
@@ -150,8 +149,8 @@ std::tuple<at::Tensor, at::Tensor> dequantize_logit_cpu(const at::Tensor& x,
 }
 
 at::Tensor dequantize_logit_backward_cpu(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
-                                         const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                         int64_t levels, double alpha, bool inverse) {
+                                         const at::Tensor& x, const OptionalTensor& key, int64_t levels,
+                                         double alpha, bool inverse) {
   check_dequantize_logit_backward_inputs(grad_z, grad_logdet, x, key, levels, alpha, inverse);
   const auto call = prepare_dequantize_logit_backward(grad_z, grad_logdet, x, key, levels, alpha, inverse);
   FLOWOPS_DISPATCH(x.scalar_type(), kDequantizeLogit, [&] { run_backward<scalar_t, opmath_t>(call.p); });

@@ -293,8 +293,7 @@ void run_backward(const InvertibleConv1x1BackwardParams& p) {
 
 }  // namespace
 
-at::Tensor invertible_conv1x1_cpu(const at::Tensor& x, const at::Tensor& weight,
-                                  const std::optional<at::Tensor>& bias) {
+at::Tensor invertible_conv1x1_cpu(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
   check_invertible_conv1x1_inputs(x, weight, bias);
   const auto call = prepare_invertible_conv1x1(x, weight, bias);
   if (x.numel() > 0) {

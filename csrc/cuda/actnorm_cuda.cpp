@@ -19,8 +19,8 @@ at::Tensor partial_sums(const ChannelSplit& split, int64_t values, const at::Ten
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> actnorm_cuda(const at::Tensor& x, const at::Tensor& bias,
-                                                const at::Tensor& log_scale,
-                                                const std::optional<at::Tensor>& logdet, bool inverse) {
+                                                const at::Tensor& log_scale, const OptionalTensor& logdet,
+                                                bool inverse) {
   check_actnorm_inputs(x, bias, log_scale, logdet);
   const DeviceGuard guard(x);
   const auto call = prepare_actnorm(x, bias, log_scale, logdet, inverse);

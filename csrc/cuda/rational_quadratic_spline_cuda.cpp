@@ -5,9 +5,8 @@
 namespace flowops {
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline_cuda(
-    const at::Tensor& x, const at::Tensor& params, const std::optional<at::Tensor>& bounds,
-    const std::optional<at::Tensor>& logdet, at::ArrayRef<double> form, int64_t tails, bool exp_slope,
-    bool elementwise, bool inverse) {
+    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& bounds, const OptionalTensor& logdet,
+    at::ArrayRef<double> form, int64_t tails, bool exp_slope, bool elementwise, bool inverse) {
   const SplineOptions options{form, tails, exp_slope, inverse};
   check_spline_inputs(x, params, bounds, options);
   if (logdet) check_spline_logdet("logdet", *logdet, x, elementwise);
@@ -27,8 +26,8 @@ std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline_cuda(
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline_backward_cuda(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
-    const at::Tensor& params, const std::optional<at::Tensor>& bounds, at::ArrayRef<double> form,
-    int64_t tails, bool exp_slope, bool inverse) {
+    const at::Tensor& params, const OptionalTensor& bounds, at::ArrayRef<double> form, int64_t tails,
+    bool exp_slope, bool inverse) {
   const SplineOptions options{form, tails, exp_slope, inverse};
   check_spline_backward_inputs(grad_z, grad_logdet, saved, params, bounds, options);
   const DeviceGuard guard(saved);

@@ -6,8 +6,8 @@
 namespace flowops {
 
 std::tuple<at::Tensor, at::Tensor> actnorm(const at::Tensor& x, const at::Tensor& bias,
-                                           const at::Tensor& log_scale,
-                                           const std::optional<at::Tensor>& logdet, bool inverse) {
+                                           const at::Tensor& log_scale, const OptionalTensor& logdet,
+                                           bool inverse) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("flowops::actnorm", "").typed<decltype(actnorm)>();
   return op.call(x, bias, log_scale, logdet, inverse);

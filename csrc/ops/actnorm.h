@@ -17,8 +17,8 @@
 namespace flowops {
 
 std::tuple<at::Tensor, at::Tensor> actnorm(const at::Tensor& x, const at::Tensor& bias,
-                                           const at::Tensor& log_scale,
-                                           const std::optional<at::Tensor>& logdet, bool inverse);
+                                           const at::Tensor& log_scale, const OptionalTensor& logdet,
+                                           bool inverse);
 
 // `x` is the op's input in the direction evaluated. All three gradients are always computed.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> actnorm_backward(const at::Tensor& grad_z,
@@ -43,7 +43,7 @@ inline void check_per_channel(const char* op, const char* name, const at::Tensor
 }
 
 inline void check_actnorm_inputs(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& log_scale,
-                                 const std::optional<at::Tensor>& logdet) {
+                                 const OptionalTensor& logdet) {
   check_data(kActnorm, "x", x);
   check_per_channel(kActnorm, "bias", bias, x);
   check_per_channel(kActnorm, "log_scale", log_scale, x);
@@ -84,7 +84,7 @@ bool set_actnorm_geometry(Params& p, const at::Tensor& x) {
 }
 
 inline ActnormCall prepare_actnorm(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& log_scale,
-                                   const std::optional<at::Tensor>& logdet, bool inverse) {
+                                   const OptionalTensor& logdet, bool inverse) {
   const auto wide = accumulation_type(x.scalar_type());
   ActnormCall call;
   call.x = walkable(x);

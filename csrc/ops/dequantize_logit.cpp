@@ -5,8 +5,8 @@
 
 namespace flowops {
 
-std::tuple<at::Tensor, at::Tensor> dequantize_logit(const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                                    const std::optional<at::Tensor>& logdet, int64_t levels,
+std::tuple<at::Tensor, at::Tensor> dequantize_logit(const at::Tensor& x, const OptionalTensor& key,
+                                                    const OptionalTensor& logdet, int64_t levels,
                                                     double alpha, bool inverse) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::dequantize_logit", "")
@@ -15,8 +15,8 @@ std::tuple<at::Tensor, at::Tensor> dequantize_logit(const at::Tensor& x, const s
 }
 
 at::Tensor dequantize_logit_backward(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
-                                     const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                     int64_t levels, double alpha, bool inverse) {
+                                     const at::Tensor& x, const OptionalTensor& key, int64_t levels,
+                                     double alpha, bool inverse) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::dequantize_logit_backward", "")
                              .typed<decltype(dequantize_logit_backward)>();

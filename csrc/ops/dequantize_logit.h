@@ -19,14 +19,14 @@
 
 namespace flowops {
 
-std::tuple<at::Tensor, at::Tensor> dequantize_logit(const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                                    const std::optional<at::Tensor>& logdet, int64_t levels,
+std::tuple<at::Tensor, at::Tensor> dequantize_logit(const at::Tensor& x, const OptionalTensor& key,
+                                                    const OptionalTensor& logdet, int64_t levels,
                                                     double alpha, bool inverse);
 
 // Of a floating x. The noise is made again from `key`.
 at::Tensor dequantize_logit_backward(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
-                                     const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                     int64_t levels, double alpha, bool inverse);
+                                     const at::Tensor& x, const OptionalTensor& key, int64_t levels,
+                                     double alpha, bool inverse);
 
 // The first uniform numbers of the stream `key`, as a contiguous tensor on its device.
 at::Tensor uniform_noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype);
@@ -35,8 +35,8 @@ inline constexpr const char* kDequantizeLogit = "dequantize_logit";
 // Above it float32 has no room for noise.
 inline constexpr int64_t kMostLevels = 65536;
 
-inline void check_logit_map(const at::Tensor& x, const std::optional<at::Tensor>& key, int64_t levels,
-                            double alpha, bool inverse) {
+inline void check_logit_map(const at::Tensor& x, const OptionalTensor& key, int64_t levels, double alpha,
+                            bool inverse) {
   FLOWOPS_CHECK(kDequantizeLogit, levels >= 1 && levels <= kMostLevels, "levels must be 1 to ", kMostLevels,
                 ", got ", levels);
   FLOWOPS_CHECK(kDequantizeLogit, alpha > 0 && alpha < 0.5, "alpha must be in (0, 0.5), got ", alpha);
@@ -51,9 +51,9 @@ inline at::ScalarType logit_type(const at::Tensor& x) {
   return x.scalar_type() == at::kByte ? at::kFloat : x.scalar_type();
 }
 
-inline void check_dequantize_logit_inputs(const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                          const std::optional<at::Tensor>& logdet, int64_t levels,
-                                          double alpha, bool inverse) {
+inline void check_dequantize_logit_inputs(const at::Tensor& x, const OptionalTensor& key,
+                                          const OptionalTensor& logdet, int64_t levels, double alpha,
+                                          bool inverse) {
   if (x.scalar_type() == at::kByte) {
     FLOWOPS_CHECK(kDequantizeLogit, x.dim() >= 2, "x must have shape (batch, channels, ...), got ",
                   x.sizes());
@@ -72,7 +72,7 @@ inline void check_dequantize_logit_inputs(const at::Tensor& x, const std::option
 }
 
 inline void check_dequantize_logit_backward_inputs(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
-                                                   const at::Tensor& x, const std::optional<at::Tensor>& key,
+                                                   const at::Tensor& x, const OptionalTensor& key,
                                                    int64_t levels, double alpha, bool inverse) {
   check_data(kDequantizeLogit, "x", x);
   check_logit_map(x, key, levels, alpha, inverse);
@@ -107,8 +107,8 @@ struct DequantizeLogitBackwardCall {
 
 // What forward and backward have in common. Returns whether samples are vectors.
 template <typename Call>
-bool prepare_logit(Call& call, const at::Tensor& x, const std::optional<at::Tensor>& key, int64_t levels,
-                   double alpha, bool inverse) {
+bool prepare_logit(Call& call, const at::Tensor& x, const OptionalTensor& key, int64_t levels, double alpha,
+                   bool inverse) {
   auto& p = call.p;
   const bool vectors = walk_planar(p, x);
   p.levels = static_cast<double>(levels), p.alpha = alpha, p.inverse = inverse;
@@ -120,8 +120,8 @@ bool prepare_logit(Call& call, const at::Tensor& x, const std::optional<at::Tens
   return vectors;
 }
 
-inline DequantizeLogitCall prepare_dequantize_logit(const at::Tensor& x, const std::optional<at::Tensor>& key,
-                                                    const std::optional<at::Tensor>& logdet, int64_t levels,
+inline DequantizeLogitCall prepare_dequantize_logit(const at::Tensor& x, const OptionalTensor& key,
+                                                    const OptionalTensor& logdet, int64_t levels,
                                                     double alpha, bool inverse) {
   DequantizeLogitCall call;
   const bool vectors = prepare_logit(call, x, key, levels, alpha, inverse);
@@ -143,8 +143,8 @@ inline DequantizeLogitCall prepare_dequantize_logit(const at::Tensor& x, const s
 }
 
 inline DequantizeLogitBackwardCall prepare_dequantize_logit_backward(
-    const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& x,
-    const std::optional<at::Tensor>& key, int64_t levels, double alpha, bool inverse) {
+    const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& x, const OptionalTensor& key,
+    int64_t levels, double alpha, bool inverse) {
   DequantizeLogitBackwardCall call;
   const bool vectors = prepare_logit(call, x, key, levels, alpha, inverse);
   call.grad_z = walkable(grad_z), call.grad_logdet = grad_logdet.contiguous();

@@ -15,8 +15,7 @@ auto find(const char* name) {
 
 }  // namespace
 
-at::Tensor invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight,
-                              const std::optional<at::Tensor>& bias) {
+at::Tensor invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
   static const auto op = find<decltype(invertible_conv1x1)>("flowops::invertible_conv1x1");
   return op.call(x, weight, bias);
 }

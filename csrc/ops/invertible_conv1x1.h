@@ -15,8 +15,7 @@
 
 namespace flowops {
 
-at::Tensor invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight,
-                              const std::optional<at::Tensor>& bias);
+at::Tensor invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias);
 
 // Gradients that are not wanted come back with no elements. grad_bias has the type of weight.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> invertible_conv1x1_backward(const at::Tensor& grad_z,
@@ -28,7 +27,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> invertible_conv1x1_backward(const
 inline constexpr const char* kInvertibleConv1x1 = "invertible_conv1x1";
 
 inline void check_invertible_conv1x1_inputs(const at::Tensor& x, const at::Tensor& weight,
-                                            const std::optional<at::Tensor>& bias) {
+                                            const OptionalTensor& bias) {
   const char* op = kInvertibleConv1x1;
   check_data(op, "x", x);
   const int64_t channels = x.size(1);
@@ -67,7 +66,7 @@ struct InvertibleConv1x1BackwardCall {
 };
 
 inline InvertibleConv1x1Call prepare_invertible_conv1x1(const at::Tensor& x, const at::Tensor& weight,
-                                                        const std::optional<at::Tensor>& bias) {
+                                                        const OptionalTensor& bias) {
   const auto wide = accumulation_type(x.scalar_type());
   InvertibleConv1x1Call call;
   call.x = walkable(x);

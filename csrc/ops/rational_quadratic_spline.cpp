@@ -6,8 +6,8 @@
 namespace flowops {
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline(const at::Tensor& x, const at::Tensor& params,
-                                                             const std::optional<at::Tensor>& bounds,
-                                                             const std::optional<at::Tensor>& logdet,
+                                                             const OptionalTensor& bounds,
+                                                             const OptionalTensor& logdet,
                                                              at::ArrayRef<double> form, int64_t tails,
                                                              bool exp_slope, bool elementwise, bool inverse) {
   static const auto op = c10::Dispatcher::singleton()
@@ -18,8 +18,8 @@ std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline(const at::Tensor& x
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline_backward(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
-    const at::Tensor& params, const std::optional<at::Tensor>& bounds, at::ArrayRef<double> form,
-    int64_t tails, bool exp_slope, bool inverse) {
+    const at::Tensor& params, const OptionalTensor& bounds, at::ArrayRef<double> form, int64_t tails,
+    bool exp_slope, bool inverse) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("flowops::rational_quadratic_spline_backward", "")
                              .typed<decltype(rational_quadratic_spline_backward)>();

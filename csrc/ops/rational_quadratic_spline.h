@@ -19,15 +19,15 @@
 namespace flowops {
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline(const at::Tensor& x, const at::Tensor& params,
-                                                             const std::optional<at::Tensor>& bounds,
-                                                             const std::optional<at::Tensor>& logdet,
+                                                             const OptionalTensor& bounds,
+                                                             const OptionalTensor& logdet,
                                                              at::ArrayRef<double> form, int64_t tails,
                                                              bool exp_slope, bool elementwise, bool inverse);
 
 std::tuple<at::Tensor, at::Tensor> rational_quadratic_spline_backward(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
-    const at::Tensor& params, const std::optional<at::Tensor>& bounds, at::ArrayRef<double> form,
-    int64_t tails, bool exp_slope, bool inverse);
+    const at::Tensor& params, const OptionalTensor& bounds, at::ArrayRef<double> form, int64_t tails,
+    bool exp_slope, bool inverse);
 
 inline constexpr const char* kSpline = "rational_quadratic_spline";
 
@@ -57,8 +57,8 @@ struct SplineOptions {
   }
 };
 
-inline void check_spline_inputs(const at::Tensor& x, const at::Tensor& params,
-                                const std::optional<at::Tensor>& bounds, const SplineOptions& options) {
+inline void check_spline_inputs(const at::Tensor& x, const at::Tensor& params, const OptionalTensor& bounds,
+                                const SplineOptions& options) {
   const char* op = kSpline;
   check_data(op, "x", x);
   FLOWOPS_CHECK(op, options.form.size() == 9, "form must have 9 numbers, got ", options.form.size());
@@ -104,8 +104,7 @@ inline void check_spline_logdet(const char* name, const at::Tensor& logdet, cons
 
 inline void check_spline_backward_inputs(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
                                          const at::Tensor& saved, const at::Tensor& params,
-                                         const std::optional<at::Tensor>& bounds,
-                                         const SplineOptions& options) {
+                                         const OptionalTensor& bounds, const SplineOptions& options) {
   check_spline_inputs(saved, params, bounds, options);
   check_same_dtype(kSpline, "grad_z", grad_z, saved);
   FLOWOPS_CHECK(kSpline, grad_z.sizes() == saved.sizes(), "grad_z must have shape ", saved.sizes(), ", got ",
@@ -137,8 +136,7 @@ inline at::Tensor walkable_params(const at::Tensor& params) {
 
 // Returns whether channels are the inner axis.
 inline bool set_spline(SplineParams& p, const at::Tensor& x, const at::Tensor& params,
-                       const std::optional<at::Tensor>& bounds, at::Tensor& held_bounds,
-                       const SplineOptions& options) {
+                       const OptionalTensor& bounds, at::Tensor& held_bounds, const SplineOptions& options) {
   const bool inner_channels = channels_inner(x);
   p.batch = x.size(0);
   p.outer = inner_channels ? pixel_count(x) : x.size(1);
@@ -159,9 +157,8 @@ inline bool set_spline(SplineParams& p, const at::Tensor& x, const at::Tensor& p
 
 }  // namespace detail
 
-inline SplineCall prepare_spline(const at::Tensor& x, const at::Tensor& params,
-                                 const std::optional<at::Tensor>& bounds,
-                                 const std::optional<at::Tensor>& logdet, const SplineOptions& options,
+inline SplineCall prepare_spline(const at::Tensor& x, const at::Tensor& params, const OptionalTensor& bounds,
+                                 const OptionalTensor& logdet, const SplineOptions& options,
                                  bool elementwise) {
   const auto wide = accumulation_type(x.scalar_type());
   SplineCall call;
@@ -190,7 +187,7 @@ inline at::Tensor finish_spline_logdet(const SplineCall& call) {
 
 inline SplineBackwardCall prepare_spline_backward(const at::Tensor& grad_z, const at::Tensor& grad_logdet,
                                                   const at::Tensor& saved, const at::Tensor& params,
-                                                  const std::optional<at::Tensor>& bounds,
+                                                  const OptionalTensor& bounds,
                                                   const SplineOptions& options) {
   SplineBackwardCall call;
   call.x = walkable(saved);
