@@ -1,11 +1,13 @@
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "common/dispatch.h"
 #include "common/vec.h"
 #include "cpu/actnorm_rows.h"
+#include "cpu/aligned.h"
 #include "cpu/lanes.h"
 #include "math/actnorm.h"
 #include "ops/actnorm.h"
@@ -20,7 +22,7 @@ constexpr int64_t kRowsPerFlush = 32;
 template <typename T>
 struct Factors {
   std::vector<T> bias, factor;
-  std::vector<T> row_bias, row_factor;
+  AlignedVector<T> row_bias, row_factor;
 
   Factors(const Rows& rows, const void* bias_data, const void* log_scale_data, int64_t channels, bool inverse)
       : bias(static_cast<const T*>(bias_data), static_cast<const T*>(bias_data) + channels),
@@ -82,7 +84,7 @@ struct Pair {
   double sum = 0, moment = 0;
 };
 
-// The same for each element of a row, or each channel.
+// The same for each row, or each channel.
 struct PairSums {
   std::vector<double> sum, moment;
   explicit PairSums(int64_t size) : sum(size), moment(size) {}
@@ -127,46 +129,28 @@ void backward_row(const ActnormBackwardParams& p, const Rows& rows, const Factor
   });
 }
 
-// Sums over the rows [begin, end) of a mixed walk, element by element.
+// Adds the sums over the rows [begin, end) of a mixed walk to those of the channels, `sum` and `moment`. The
+// row sums are zero before and after.
 template <typename scalar_t, typename T>
-PairSums backward_mixed_split(const ActnormBackwardParams& p, const Rows& rows, const Factors<T>& factors,
-                              int64_t begin, int64_t end) {
-  PairSums sums(rows.length());
-  std::vector<T> row_sum(rows.length()), row_moment(rows.length());
+void backward_mixed_split(const ActnormBackwardParams& p, const Rows& rows, const Factors<T>& factors,
+                          int64_t begin, int64_t end, AlignedVector<T>& row_sum, AlignedVector<T>& row_moment,
+                          double* sum, double* moment) {
   Pair unused;
   for (int64_t row = begin; row < end; ++row) {
     backward_row<scalar_t, T>(p, rows, factors, row, row_sum.data(), row_moment.data(), unused);
     if ((row - begin) % kRowsPerFlush != kRowsPerFlush - 1 && row != end - 1) continue;
-    for (int64_t i = 0; i < rows.length(); ++i) {
-      sums.sum[i] += double(row_sum[i]);
-      sums.moment[i] += double(row_moment[i]);
-      row_sum[i] = row_moment[i] = T(0);
-    }
+    rows.add_to_channels(row_sum.data(), sum);
+    rows.add_to_channels(row_moment.data(), moment);
+    std::fill(row_sum.begin(), row_sum.end(), T(0));
+    std::fill(row_moment.begin(), row_moment.end(), T(0));
   }
-  return sums;
 }
 
+// The sums of all channels, several times one after another: of each split of a mixed walk, or of each
+// sample.
 template <typename scalar_t, typename T>
-void run_backward(ActnormBackwardParams p) {
-  const Rows rows(p, {&p.grad_z, &p.x, &p.grad_x});
-  const Factors<T> factors(rows, p.bias, p.log_scale, p.channels, p.inverse);
-  PairSums totals(p.channels);
-  if (rows.mixed()) {
-    const int64_t splits = rows.splits();
-    std::vector<PairSums> partial(splits, PairSums(0));
-    at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t s = begin; s < end; ++s) {
-        const auto [first, last] = split_range(rows.count(), splits, s);
-        partial[s] = backward_mixed_split<scalar_t, T>(p, rows, factors, first, last);
-      }
-    });
-    for (const PairSums& part : partial) {
-      for (int64_t i = 0; i < rows.length(); ++i) {
-        totals.sum[rows.channel(i)] += part.sum[i];
-        totals.moment[rows.channel(i)] += part.moment[i];
-      }
-    }
-  } else {
+PairSums partial_sums(const ActnormBackwardParams& p, const Rows& rows, const Factors<T>& factors) {
+  if (!rows.mixed()) {
     PairSums partial(rows.count());
     at::parallel_for(0, rows.count(), rows.grain(), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
@@ -176,9 +160,32 @@ void run_backward(ActnormBackwardParams p) {
         partial.moment[row] = pair.moment;
       }
     });
-    for (int64_t row = 0; row < rows.count(); ++row) {
-      totals.sum[row % p.channels] += partial.sum[row];
-      totals.moment[row % p.channels] += partial.moment[row];
+    return partial;
+  }
+  const int64_t splits = rows.splits();
+  PairSums partial(splits * p.channels);
+  at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
+    AlignedVector<T> row_sum(rows.length()), row_moment(rows.length());
+    for (int64_t s = begin; s < end; ++s) {
+      const auto [first, last] = split_range(rows.count(), splits, s);
+      backward_mixed_split<scalar_t, T>(p, rows, factors, first, last, row_sum, row_moment,
+                                        partial.sum.data() + s * p.channels,
+                                        partial.moment.data() + s * p.channels);
+    }
+  });
+  return partial;
+}
+
+template <typename scalar_t, typename T>
+void run_backward(ActnormBackwardParams p) {
+  const Rows rows(p, {&p.grad_z, &p.x, &p.grad_x});
+  const Factors<T> factors(rows, p.bias, p.log_scale, p.channels, p.inverse);
+  const auto partial = partial_sums<scalar_t, T>(p, rows, factors);
+  PairSums totals(p.channels);
+  for (size_t first = 0; first < partial.sum.size(); first += p.channels) {
+    for (int64_t c = 0; c < p.channels; ++c) {
+      totals.sum[c] += partial.sum[first + c];
+      totals.moment[c] += partial.moment[first + c];
     }
   }
   double logdet = 0;

@@ -41,6 +41,7 @@ class Rows {
     const bool packed = all(operands, [&](const Operand& a) {
       return a.inner == 1 && (a.outer == p.channels || p.pixels == 1) && a.batch == p.channels * p.pixels;
     });
+    period_ = p.channels;
     if (!packed) {
       mix(p.batch * p.pixels, p.pixels, p.channels, [](int64_t i) { return i; });
       return;
@@ -62,6 +63,18 @@ class Rows {
   // Of the rows of a mixed walk, for partial sums.
   int64_t splits() const { return std::min(kMaxSplits, (elements() + kGrain - 1) / kGrain); }
   int64_t grain() const { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length_)); }
+
+  // Adds the elements of a mixed row to the sums of their channels.
+  template <typename T>
+  void add_to_channels(const T* row, double* sums) const {
+    if (period_ == 0) {
+      for (int64_t i = 0; i < length_; ++i) sums[channel_[i]] += double(row[i]);
+      return;
+    }
+    for (int64_t first = 0; first < length_; first += period_) {
+      for (int64_t c = 0; c < period_; ++c) sums[c] += double(row[first + c]);
+    }
+  }
 
   // The tile of row `row` that starts at element `start`.
   Tile tile(int64_t row, int64_t start) const {
@@ -91,7 +104,8 @@ class Rows {
   }
 
   int64_t count_, per_batch_, length_;
-  int64_t last_ = 0;  // length of the last row where it is shorter, else 0
+  int64_t last_ = 0;    // length of the last row where it is shorter, else 0
+  int64_t period_ = 0;  // channels, where mixed rows hold all of them again and again
   std::vector<int64_t> channel_;
 };
 

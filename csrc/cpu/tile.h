@@ -31,7 +31,6 @@ class TileGrid {
         per_row_(std::max<int64_t>(1, (inner + kTileSize - 1) / kTileSize)),
         tiles_(inner == 0 ? 0 : (outer + rows_ - 1) / rows_ * per_row_) {}
 
-  int64_t tiles() const { return tiles_; }
   int64_t chunks() const { return std::max<int64_t>(1, (tiles_ + kTilesPerChunk - 1) / kTilesPerChunk); }
 
   bool single_row() const { return outer_ == 1; }
