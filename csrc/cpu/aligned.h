@@ -9,6 +9,16 @@
 
 namespace flowops {
 
+// Without values, unlike AlignedVector.
+template <typename T>
+T* allocate_aligned(size_t count) {
+  return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kVectorBytes)));
+}
+
+struct AlignedFree {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(kVectorBytes)); }
+};
+
 template <typename T>
 struct AlignedAllocator {
   using value_type = T;
@@ -17,10 +27,8 @@ struct AlignedAllocator {
   template <typename U>
   AlignedAllocator(const AlignedAllocator<U>&) {}
 
-  T* allocate(size_t count) {
-    return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kVectorBytes)));
-  }
-  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(kVectorBytes)); }
+  T* allocate(size_t count) { return allocate_aligned<T>(count); }
+  void deallocate(T* memory, size_t) { AlignedFree()(memory); }
 
   friend bool operator==(const AlignedAllocator&, const AlignedAllocator&) { return true; }
   friend bool operator!=(const AlignedAllocator&, const AlignedAllocator&) { return false; }

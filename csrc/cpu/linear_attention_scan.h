@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/aligned.h"
 #include "cpu/matrix_rows.h"
 #include "cpu/small_gemm.h"
 #include "ops/linear_attention_params.h"
@@ -75,7 +76,7 @@ class HeadScan {
       reserve_rows(twin_query_, columns), reserve_rows(twin_sums_, width_);
       reserve(twin_columns_, width_ * kChunk);
     }
-    memory_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kVectorBytes))));
+    memory_.reset(allocate_aligned<T>(size));
     for (const auto& [part, offset] : parts) *part = memory_.get() + offset;
   }
 
@@ -108,10 +109,6 @@ class HeadScan {
   }
 
  private:
-  struct Free {
-    void operator()(T* memory) const { ::operator delete(memory, std::align_val_t(kVectorBytes)); }
-  };
-
   int64_t head() const { return part_.first_head + turn_; }
   T* state() const { return states_ + turn_ * rows_ * value_width_; }
   T* z_state() const { return z_states_ + turn_ * width_; }
@@ -353,7 +350,7 @@ class HeadScan {
   Part part_{};
   // Of the chunk: the time of its first row, and its rows. The head whose turn it is, from the first one.
   int64_t time_ = 0, count_ = 0, turn_ = 0;
-  std::unique_ptr<T, Free> memory_;
+  std::unique_ptr<T, AlignedFree> memory_;
   ChunkRows<T> query_, key_, value_, sums_, tail_, denominator_, twin_query_, twin_sums_;
   T *states_, *z_states_, *columns_of_rows_, *scores_, *twin_columns_ = nullptr;
 };
