@@ -84,7 +84,7 @@ struct Pair {
   double sum = 0, moment = 0;
 };
 
-// The same for each row, or each channel.
+// The same for every channel, once or several times one after another.
 struct PairSums {
   std::vector<double> sum, moment;
   explicit PairSums(int64_t size) : sum(size), moment(size) {}
@@ -129,22 +129,20 @@ void backward_row(const ActnormBackwardParams& p, const Rows& rows, const Factor
   });
 }
 
-// Adds the sums over the rows [begin, end) of a mixed walk to those of the channels, `sum` and `moment`. The
-// row sums are zero before and after.
-template <typename scalar_t, typename T>
-void backward_mixed_split(const ActnormBackwardParams& p, const Rows& rows, const Factors<T>& factors,
-                          int64_t begin, int64_t end, AlignedVector<T>& row_sum, AlignedVector<T>& row_moment,
-                          double* sum, double* moment) {
-  Pair unused;
-  for (int64_t row = begin; row < end; ++row) {
-    backward_row<scalar_t, T>(p, rows, factors, row, row_sum.data(), row_moment.data(), unused);
-    if ((row - begin) % kRowsPerFlush != kRowsPerFlush - 1 && row != end - 1) continue;
-    rows.add_to_channels(row_sum.data(), sum);
-    rows.add_to_channels(row_moment.data(), moment);
-    std::fill(row_sum.begin(), row_sum.end(), T(0));
-    std::fill(row_moment.begin(), row_moment.end(), T(0));
+// What the rows of a mixed walk add up to, element by element.
+template <typename T>
+struct RowSums {
+  AlignedVector<T> sum, moment;
+  explicit RowSums(const Rows& rows) : sum(rows.length()), moment(rows.length()) {}
+
+  // Adds to the sums of the channels, and begins anew.
+  void flush(const Rows& rows, double* channel_sum, double* channel_moment) {
+    rows.add_to_channels(sum.data(), channel_sum);
+    rows.add_to_channels(moment.data(), channel_moment);
+    std::fill(sum.begin(), sum.end(), T(0));
+    std::fill(moment.begin(), moment.end(), T(0));
   }
-}
+};
 
 // The sums of all channels, several times one after another: of each split of a mixed walk, or of each
 // sample.
@@ -165,12 +163,15 @@ PairSums partial_sums(const ActnormBackwardParams& p, const Rows& rows, const Fa
   const int64_t splits = rows.splits();
   PairSums partial(splits * p.channels);
   at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
-    AlignedVector<T> row_sum(rows.length()), row_moment(rows.length());
+    RowSums<T> sums(rows);
+    Pair unused;
     for (int64_t s = begin; s < end; ++s) {
       const auto [first, last] = split_range(rows.count(), splits, s);
-      backward_mixed_split<scalar_t, T>(p, rows, factors, first, last, row_sum, row_moment,
-                                        partial.sum.data() + s * p.channels,
-                                        partial.moment.data() + s * p.channels);
+      for (int64_t row = first; row < last; ++row) {
+        backward_row<scalar_t, T>(p, rows, factors, row, sums.sum.data(), sums.moment.data(), unused);
+        if ((row - first) % kRowsPerFlush != kRowsPerFlush - 1 && row != last - 1) continue;
+        sums.flush(rows, partial.sum.data() + s * p.channels, partial.moment.data() + s * p.channels);
+      }
     }
   });
   return partial;

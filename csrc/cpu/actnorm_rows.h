@@ -41,7 +41,6 @@ class Rows {
     const bool packed = all(operands, [&](const Operand& a) {
       return a.inner == 1 && (a.outer == p.channels || p.pixels == 1) && a.batch == p.channels * p.pixels;
     });
-    period_ = p.channels;
     if (!packed) {
       mix(p.batch * p.pixels, p.pixels, p.channels, [](int64_t i) { return i; });
       return;
@@ -67,13 +66,7 @@ class Rows {
   // Adds the elements of a mixed row to the sums of their channels.
   template <typename T>
   void add_to_channels(const T* row, double* sums) const {
-    if (period_ == 0) {
-      for (int64_t i = 0; i < length_; ++i) sums[channel_[i]] += double(row[i]);
-      return;
-    }
-    for (int64_t first = 0; first < length_; first += period_) {
-      for (int64_t c = 0; c < period_; ++c) sums[c] += double(row[first + c]);
-    }
+    for (int64_t i = 0; i < length_; ++i) sums[channel_[i]] += double(row[i]);
   }
 
   // The tile of row `row` that starts at element `start`.
@@ -104,8 +97,7 @@ class Rows {
   }
 
   int64_t count_, per_batch_, length_;
-  int64_t last_ = 0;    // length of the last row where it is shorter, else 0
-  int64_t period_ = 0;  // channels, where mixed rows hold all of them again and again
+  int64_t last_ = 0;  // length of the last row where it is shorter, else 0
   std::vector<int64_t> channel_;
 };
 
