@@ -21,8 +21,10 @@ def shape_of(rng: random.Random, channels: int | None = None, most: int = 5) -> 
     batch = rng.randint(0, 4)
     if sides and rng.randint(0, 9) == 0:
         sides[0] = 0
-    many = sides and rng.randint(0, 4) == 0
-    return (batch, channels or rng.randint(*((100, 150) if many else (1, 9))), *sides)
+    if channels is None:
+        many = sides and rng.randint(0, 4) == 0
+        channels = rng.randint(100, 150) if many else rng.randint(1, 9)
+    return (batch, channels, *sides)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
