@@ -130,7 +130,8 @@ def test_every_form_and_number_of_bins(
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_bounds(inverse: bool, device: torch.device) -> None:
-    x, params = make_inputs((6, 4, 3), device, tails="none")
+    # Samples of several vectors, so that their lanes meet other channels.
+    x, params = make_inputs((3, 4, 25), device, tails="none")
     compare(x, params, inverse, tails="none", bounds=(-1.0, 3.0, -2.0, 0.5))
     table = torch.tensor([[-1.0, -2, -3, -4], [1, 1, 1, 2], [0, -5, -1, 2], [1, 5, 1, 4]])
     for wide in (table, table.to(device).double()):
