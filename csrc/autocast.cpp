@@ -11,6 +11,7 @@
 #include "ops/invertible_conv1x1_prepare.h"
 #include "ops/linear_attention.h"
 #include "ops/logistic_mixture_log_prob.h"
+#include "ops/mlp.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -51,6 +52,7 @@ void register_policies(torch::Library& m) {
   m.impl("invertible_conv1x1_full", with_policy<&invertible_conv1x1_full, CastPolicy::fp32, kDevice>());
   m.impl("linear_attention", &linear_attention_autocast<kDevice>);
   m.impl("logistic_mixture_log_prob", with_policy<&logistic_mixture_log_prob, CastPolicy::fp32, kDevice>());
+  m.impl("mlp", with_policy<&mlp, CastPolicy::lower_precision_fp, kDevice>());
   m.impl("rational_quadratic_spline", with_policy<&rational_quadratic_spline, CastPolicy::fp32, kDevice>());
   m.impl("spectral_norm", with_policy<&spectral_norm, CastPolicy::fp32, kDevice>());
 }

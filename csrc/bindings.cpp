@@ -18,6 +18,7 @@
 #include "ops/invertible_conv1x1_prepare.h"
 #include "ops/linear_attention.h"
 #include "ops/logistic_mixture_log_prob.h"
+#include "ops/mlp.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -91,6 +92,7 @@ PYBIND11_MODULE(_C, m) {
   define_op(m, "invertible_conv1x1_lu", &flowops::invertible_conv1x1_lu);
   define_op(m, "linear_attention", &flowops::linear_attention);
   define_op(m, "logistic_mixture_log_prob", &flowops::logistic_mixture_log_prob);
+  define_op(m, "mlp", &flowops::mlp);
   define_op(m, "rational_quadratic_spline", &flowops::rational_quadratic_spline);
   define_op(m, "spectral_norm", &flowops::spectral_norm);
 }

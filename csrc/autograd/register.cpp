@@ -11,6 +11,7 @@
 #include "autograd/invertible_conv1x1_prepare_autograd.cpp"
 #include "autograd/linear_attention_autograd.cpp"
 #include "autograd/logistic_mixture_log_prob_autograd.cpp"
+#include "autograd/mlp_autograd.cpp"
 #include "autograd/rational_quadratic_spline_autograd.cpp"
 #include "autograd/spectral_norm_autograd.cpp"
 
@@ -28,6 +29,7 @@ TORCH_LIBRARY_IMPL(flowops, Autograd, m) {
   m.impl("invertible_conv1x1_full", &invertible_conv1x1_full_autograd);
   m.impl("linear_attention", &linear_attention_autograd);
   m.impl("logistic_mixture_log_prob", &logistic_mixture_log_prob_autograd);
+  m.impl("mlp", &mlp_autograd);
   m.impl("rational_quadratic_spline", &rational_quadratic_spline_autograd);
   m.impl("spectral_norm", &spectral_norm_autograd);
 }

@@ -10,6 +10,7 @@
 #include "ops/invertible_conv1x1_prepare.h"
 #include "ops/linear_attention.h"
 #include "ops/logistic_mixture_log_prob.h"
+#include "ops/mlp.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -38,6 +39,8 @@ decltype(linear_attention) linear_attention_cpu;
 decltype(linear_attention_backward) linear_attention_backward_cpu;
 decltype(logistic_mixture_log_prob) logistic_mixture_log_prob_cpu;
 decltype(logistic_mixture_log_prob_backward) logistic_mixture_log_prob_backward_cpu;
+decltype(mlp) mlp_cpu;
+decltype(mlp_backward) mlp_backward_cpu;
 decltype(rational_quadratic_spline) rational_quadratic_spline_cpu;
 decltype(rational_quadratic_spline_backward) rational_quadratic_spline_backward_cpu;
 decltype(spectral_norm) spectral_norm_cpu;
@@ -67,6 +70,8 @@ TORCH_LIBRARY_IMPL(flowops, CPU, m) {
   m.impl("linear_attention_backward", &linear_attention_backward_cpu);
   m.impl("logistic_mixture_log_prob", &logistic_mixture_log_prob_cpu);
   m.impl("logistic_mixture_log_prob_backward", &logistic_mixture_log_prob_backward_cpu);
+  m.impl("mlp", &mlp_cpu);
+  m.impl("mlp_backward", &mlp_backward_cpu);
   m.impl("rational_quadratic_spline", &rational_quadratic_spline_cpu);
   m.impl("rational_quadratic_spline_backward", &rational_quadratic_spline_backward_cpu);
   m.impl("spectral_norm", &spectral_norm_cpu);

@@ -12,6 +12,7 @@
 #include "ops/invertible_conv1x1_prepare.h"
 #include "ops/linear_attention.h"
 #include "ops/logistic_mixture_log_prob.h"
+#include "ops/mlp.h"
 #include "ops/rational_quadratic_spline.h"
 #include "ops/spectral_norm.h"
 
@@ -40,6 +41,8 @@ decltype(linear_attention) linear_attention_cuda;
 decltype(linear_attention_backward) linear_attention_backward_cuda;
 decltype(logistic_mixture_log_prob) logistic_mixture_log_prob_cuda;
 decltype(logistic_mixture_log_prob_backward) logistic_mixture_log_prob_backward_cuda;
+decltype(mlp) mlp_cuda;
+decltype(mlp_backward) mlp_backward_cuda;
 decltype(rational_quadratic_spline) rational_quadratic_spline_cuda;
 decltype(rational_quadratic_spline_backward) rational_quadratic_spline_backward_cuda;
 decltype(spectral_norm) spectral_norm_cuda;
@@ -69,6 +72,8 @@ TORCH_LIBRARY_IMPL(flowops, FLOWOPS_CUDA_KEY, m) {
   m.impl("linear_attention_backward", &linear_attention_backward_cuda);
   m.impl("logistic_mixture_log_prob", &logistic_mixture_log_prob_cuda);
   m.impl("logistic_mixture_log_prob_backward", &logistic_mixture_log_prob_backward_cuda);
+  m.impl("mlp", &mlp_cuda);
+  m.impl("mlp_backward", &mlp_backward_cuda);
   m.impl("rational_quadratic_spline", &rational_quadratic_spline_cuda);
   m.impl("rational_quadratic_spline_backward", &rational_quadratic_spline_backward_cuda);
   m.impl("spectral_norm", &spectral_norm_cuda);

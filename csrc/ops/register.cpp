@@ -7,5 +7,6 @@
 #include "ops/invertible_conv1x1.cpp"
 #include "ops/linear_attention.cpp"
 #include "ops/logistic_mixture_log_prob.cpp"
+#include "ops/mlp.cpp"
 #include "ops/rational_quadratic_spline.cpp"
 #include "ops/spectral_norm.cpp"

@@ -17,6 +17,7 @@ from flowops.ops.invertible_conv1x1 import (
 )
 from flowops.ops.linear_attention import linear_attention, linear_attention_state
 from flowops.ops.logistic_mixture_log_prob import logistic_mixture_log_prob
+from flowops.ops.mlp import mlp
 from flowops.ops.rational_quadratic_spline import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -41,6 +42,7 @@ __all__ = [
     "logistic_mixture_log_prob",
     "logit",
     "logit_inverse",
+    "mlp",
     "rand",
     "randn",
     "random_key",

@@ -16,6 +16,7 @@ from .invertible_conv1x1 import (
 )
 from .linear_attention import linear_attention, linear_attention_features, linear_attention_state
 from .logistic_mixture_log_prob import logistic_mixture_log_prob
+from .mlp import mlp
 from .rational_quadratic_spline import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -42,6 +43,7 @@ __all__ = [
     "logistic_mixture_log_prob",
     "logit",
     "logit_inverse",
+    "mlp",
     "rand",
     "randn",
     "rational_quadratic_spline",

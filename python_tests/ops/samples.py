@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -237,6 +238,23 @@ def logistic_mixture_log_prob_backward(rng: random.Random) -> Arguments:
     return [normal(x.size(0)), x, *arguments]
 
 
+def mlp(rng: random.Random) -> Arguments:
+    residual, width = chance(rng), rng.randint(1, 40)
+    hidden = [width if residual else rng.randint(1, 40) for _ in range(rng.randint(0, 4))]
+    if residual and len(hidden) % 2 == 0:
+        hidden.append(width)
+    sizes = [rng.randint(1, 20), *hidden, rng.randint(1, 40)]
+    weight = [normal(o, i) / i**0.5 for i, o in itertools.pairwise(sizes)]
+    x = normal(rng.choice((0, 1, 5, 200)), sizes[0])
+    return [x, weight, [normal(o) for o in sizes[1:]], residual, chance(rng)]
+
+
+def mlp_backward(rng: random.Random) -> Arguments:
+    x, weight, bias, residual, _ = mlp(rng)
+    out, hidden = torch.ops.flowops.mlp(x, weight, bias, residual, True)
+    return [torch.randn_like(out), x, hidden, weight, residual]
+
+
 def rational_quadratic_spline(rng: random.Random) -> Arguments:
     shape, tails, elementwise = shape_of(rng), rng.randint(0, 2), chance(rng)
     params = normal(*shape, 3 * rng.randint(1, 33) + tails - 1)
@@ -285,7 +303,7 @@ SAMPLES: dict[str, Callable[[random.Random], Arguments]] = {
         invertible_conv1x1_backward, invertible_conv1x1_full, invertible_conv1x1_full_backward,
         invertible_conv1x1_lu, invertible_conv1x1_lu_backward, linear_attention,
         linear_attention_backward, logistic_mixture_log_prob, logistic_mixture_log_prob_backward,
-        random_key,
+        mlp, mlp_backward, random_key,
         rational_quadratic_spline, rational_quadratic_spline_backward, spectral_norm,
         spectral_norm_backward, uniform_noise,
     )
