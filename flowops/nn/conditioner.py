@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import glu, relu
 
+from flowops import ops
 from flowops.nn.convolution import ActNormConv2d, ZeroConv2d
 from flowops.nn.split import append_context
 
 
 class MLP(nn.Module):
     """Fully connected network on vectors: ReLU between layers, a linear and zero last layer.
+
+    All layers run in one call of :func:`flowops.ops.mlp`, so that hooks on one of them do not run.
 
     Args:
         in_features: size of the input vector.
@@ -73,9 +76,8 @@ class MLP(nn.Module):
         """Map ``(B, in_features)`` to ``(B, out_features)``."""
         if self.context_features:
             x = append_context(self, x, context, self.context_features)
-        for layer in self.layers[:-1]:
-            x = relu(layer(x))
-        return self.layers[-1](x)
+        weight, bias = zip(*((layer.weight, layer.bias) for layer in self.layers), strict=True)
+        return ops.mlp(x, weight, bias)  # type: ignore[arg-type]
 
 
 class GlowConvNet(nn.Module):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, relu
+from torch.nn.functional import linear
 
+from flowops import ops
 from flowops.nn.split import append_context
 
 
 class ResidualMLP(nn.Module):
     """Residual network on vectors: blocks ``h + W relu(V relu(h))`` and a zero last layer.
+
+    All layers run in one call of :func:`flowops.ops.mlp`, so that hooks on one of them do not run.
 
     Args:
         in_features: size of the input vector.
@@ -71,10 +75,14 @@ class ResidualMLP(nn.Module):
         """Map ``(B, in_features)`` to ``(B, out_features)``."""
         if self.context_features:
             x = append_context(self, x, context, self.context_features)
-        h = self.first(x)
-        for inner, outer in zip(self.inner, self.outer, strict=True):
-            h = h + outer(relu(inner(relu(h)), inplace=True))
-        return self.last(relu(h))
+        blocks = zip(self.inner, self.outer, strict=True)
+        layers = [self.first, *itertools.chain.from_iterable(blocks), self.last]
+        weight = [self._weight(layer) for layer in layers]
+        bias = [layer.bias for layer in layers]
+        return ops.mlp(x, weight, bias, residual=True)  # type: ignore[arg-type]
+
+    def _weight(self, layer: nn.Module) -> Tensor:
+        return layer.weight  # type: ignore[return-value]
 
 
 class MaskedLinear(nn.Linear):
@@ -101,9 +109,13 @@ class MaskedLinear(nn.Linear):
         everything = torch.ones(out_features, in_features, dtype=torch.bool, device=device)
         self.register_buffer("mask", everything)
 
+    def masked_weight(self) -> Tensor:
+        """Return the weight with zeros where it does not count."""
+        return self.weight * self.mask
+
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, in_features)`` to ``(B, out_features)``."""
-        return linear(input, self.weight * self.mask, self.bias)
+        return linear(input, self.masked_weight(), self.bias)
 
 
 class MADE(ResidualMLP):
@@ -178,6 +190,9 @@ class MADE(ResidualMLP):
 
     def _linear(self, n_in: int, n_out: int, **factory: Any) -> MaskedLinear:
         return MaskedLinear(n_in, n_out, **factory)
+
+    def _weight(self, layer: nn.Module) -> Tensor:
+        return layer.masked_weight()  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, features)`` to ``(B, features, outputs)``."""

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from flowops.nn import (
+    MADE,
     MLP,
     ActNorm,
     ActNormConv2d,
@@ -17,6 +19,7 @@ from flowops.nn import (
     Logit,
     MultiScale,
     Permutation,
+    ResidualMLP,
     Sequential,
     Split,
     Squeeze,
@@ -181,3 +184,26 @@ def test_logit_covers_the_ends() -> None:
 def test_errors(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual", "masked"])
+def test_networks_of_vectors_are_what_their_layers_say(kind: str) -> None:
+    networks: dict[str, nn.Module] = {
+        "plain": MLP(3, 4, hidden=(5, 6), context_features=2),
+        "residual": ResidualMLP(3, 4, hidden=5, context_features=2),
+        "masked": MADE(3, 4, hidden=7, context_features=2),
+    }
+    network = randomize_(networks[kind].double(), std=0.5)
+    x, context = torch.randn(9, 3).double(), torch.randn(9, 2).double()
+    h = torch.cat([x, context], 1)
+    if isinstance(network, MLP):
+        for layer in network.layers[:-1]:
+            h = torch.relu(layer(h))
+        expected = network.layers[-1](h)
+    else:
+        assert isinstance(network, ResidualMLP)
+        h = network.first(h)
+        for inner, outer in zip(network.inner, network.outer, strict=True):
+            h = h + outer(torch.relu(inner(torch.relu(h))))
+        expected = network.last(torch.relu(h))
+    torch.testing.assert_close(network(x, context).flatten(1), expected)
