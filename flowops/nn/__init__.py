@@ -19,6 +19,7 @@ from .permutation import (
     reverse_permutation,
 )
 from .preprocess import Logit, Shift, dequantize, preprocessing
+from .reversible import ReversibleSequential
 from .sampling import GaussianRsample
 from .spline import AutoregressiveSpline, RationalQuadraticSpline, spline_parameters
 from .split import LearnedPrior, Split
@@ -48,6 +49,7 @@ __all__ = [
     "PreparedConv",
     "RationalQuadraticSpline",
     "ResidualMLP",
+    "ReversibleSequential",
     "Sequential",
     "Shift",
     "Split",

@@ -215,6 +215,7 @@ class BatchNorm(Bijector):
         ValueError: if an argument is out of range.
     """
 
+    reversible = False  # the inverse has other statistics than training
     running_mean: Tensor
     running_var: Tensor
 

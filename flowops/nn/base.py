@@ -26,7 +26,12 @@ class Bijector(nn.Module):
     Subclasses write ``forward`` and ``inverse``; those that hold layers with data-dependent
     parameters also write ``initialize``. Inverting to rounding is promised, being differentiable in
     both directions too; neither is checked at run time.
+
+    ``reversible`` says whether :class:`ReversibleSequential` may rebuild the layer's input from its
+    output; layers whose inverse is slow, loses digits or has other statistics set it to False.
     """
+
+    reversible: bool = True
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
@@ -39,6 +44,19 @@ class Bijector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Map noise to data: ``(x, logdet)``. See :class:`Bijector`."""
         raise NotImplementedError(f"{type(self).__name__}: inverse must be defined")
+
+    def rebuild(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(x, z, logdet)`` for an output ``z``: its input, and a graph from there.
+
+        For :class:`ReversibleSequential`'s backward pass, with gradients enabled. ``x`` is a new
+        leaf that requires a gradient; ``z`` and ``logdet`` are ``forward(x, context)`` again. By
+        default this is ``inverse``, then ``forward``; a layer that can share work between the two
+        defines its own. Forward hooks of the layer do not run a second time.
+        """
+        with torch.no_grad():
+            x = self.inverse(z, context)[0]
+        x = x.detach().requires_grad_()
+        return x, *self.forward(x, context)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:

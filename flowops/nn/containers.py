@@ -30,6 +30,7 @@ class Sequential(Bijector):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self._units = _group(layers)
+        self.reversible = all(layer.reversible for layer in layers)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -135,6 +136,7 @@ class Inverse(Bijector):
     def __init__(self, bijector: Bijector) -> None:
         super().__init__()
         self.bijector = bijector
+        self.reversible = bijector.reversible
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, logdet: Tensor | None = None
@@ -180,6 +182,7 @@ class MultiScale(Bijector):
         self.levels = nn.ModuleList(levels)
         self.splits = nn.ModuleList(splits)
         self.shapes = [tuple(shape) for shape in shapes]
+        self.reversible = all(level.reversible for level in levels)
 
     def _prepared(self, inverse: bool) -> list[list[PreparedConv]]:
         pairs = [level.convolutions() for level in self.levels]  # type: ignore[operator]

@@ -85,6 +85,17 @@ class Coupling(Bijector):
         condition = getattr(self.conditioner, "initialize", self.conditioner)
         return self._couple(x, context, None, condition, inverse=False)[0]
 
+    def rebuild(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`Bijector`; the conditioner runs once."""
+        x = z.clone().requires_grad_()
+        kept, moved = self._parts(x)
+        raw = self.conditioner(kept, context)
+        with torch.no_grad():
+            # Through .data, as no change: the conditioner has saved `kept`, which shares memory
+            # with x, and none of it is written.
+            moved.data.copy_(self._move(moved, raw, None, inverse=True)[0])
+        return x, *self._join(kept, *self._move(moved, raw, None, inverse=False))
+
     def _couple(
         self,
         x: Tensor,
@@ -94,15 +105,25 @@ class Coupling(Bijector):
         *,
         inverse: bool,
     ) -> tuple[Tensor, Tensor]:
+        kept, moved = self._parts(x)
+        raw = condition(kept, context)
+        return self._join(kept, *self._move(moved, raw, logdet, inverse=inverse))
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the conditioner sees of ``x``, and what the kernel moves."""
         if self.mask is not None:
-            return self._move(x, condition(x * self.mask, context), logdet, inverse=inverse)
+            return x * self.mask, x
         # Both halves stay strided views; the backward of `split` is one concatenation.
         if self.keep == "first":
             kept, moved = x.split([self.kept_channels, self.moved_channels], 1)
         else:
             moved, kept = x.split([self.moved_channels, self.kept_channels], 1)
-        moved, total = self._move(moved, condition(kept, context), logdet, inverse=inverse)
-        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), total
+        return kept, moved
+
+    def _join(self, kept: Tensor, moved: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mask is not None:
+            return moved, logdet
+        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), logdet
 
     def _move(
         self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool

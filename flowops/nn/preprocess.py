@@ -54,6 +54,8 @@ class Logit(Bijector):
     arXiv:1605.08803, section 4.1.
     """
 
+    reversible = False  # the inverse loses the digits of x near 0 and 1
+
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
         if not 0 < alpha < 0.5:

@@ -160,6 +160,8 @@ class AutoregressiveSpline(Bijector):
     Source: Durkan, Bekasov, Murray and Papamakarios, "Neural spline flows", 2019, arXiv:1906.04032.
     """
 
+    reversible = False  # the inverse takes as many passes of the network as there are groups
+
     def __init__(
         self,
         features: int,

@@ -22,6 +22,7 @@ from flowops.ops._dispatch import (
 
 _NAME = "invertible_conv1x1"
 _kernel = typed_call("invertible_conv1x1")
+_kernel_backward = torch.ops.flowops.invertible_conv1x1_backward.default
 _kernel_lu = typed_call("invertible_conv1x1_lu")
 _kernel_full = typed_call("invertible_conv1x1_full")
 Tensors = Sequence[Tensor]
@@ -74,6 +75,17 @@ def invertible_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     if transforms_active():
         return reference.invertible_conv1x1(x, weight, bias)
     return _kernel(x, weight, bias)
+
+
+def invertible_conv1x1_backward(
+    grad_z: Tensor, x: Tensor, weight: Tensor, has_bias: bool
+) -> tuple[Tensor, ...]:
+    """Return the gradients of x, weight and, where there is one, bias, without a graph.
+
+    For backward passes that have ``x`` from elsewhere. See :func:`invertible_conv1x1`.
+    """
+    grads = _kernel_backward(grad_z, x, weight, True, True, has_bias)
+    return grads if has_bias else grads[:2]
 
 
 def invertible_conv1x1_lu(

@@ -1,0 +1,307 @@
+"""ReversibleSequential: the gradients of Sequential, from outputs alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowops.nn import (
+    ActNorm,
+    AdditiveCoupling,
+    AffineCoupling,
+    AutoregressiveSpline,
+    BatchNorm,
+    DiagonalScale,
+    Flatten,
+    GatedResNet,
+    Inverse,
+    InvertibleConv1x1,
+    LearnedPrior,
+    Logit,
+    Permutation,
+    RationalQuadraticSpline,
+    ResidualMLP,
+    ReversibleSequential,
+    Sequential,
+    Shift,
+    Squeeze,
+    checkerboard_mask,
+    reverse_permutation,
+    spline_parameters,
+)
+from flowops.nn.base import Bijector
+from flowops.nn.utils import spectral_norm
+from flowops.testing import randomize_
+
+FEATURES, CONTEXT = 6, 3
+
+
+class Net(nn.Module):
+    """A smooth conditioner with any module in its middle."""
+
+    def __init__(self, inside: nn.Module | None = None, outputs: int = FEATURES) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES // 2, 8)
+        self.inside = inside or nn.Identity()
+        self.last = nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.last(self.inside(self.first(x).tanh()))
+
+
+def _steps(depth: int, inside: Callable[[], nn.Module] = nn.Identity) -> list[Bijector]:
+    layers: list[Bijector] = []
+    for i in range(depth):
+        coupling = AffineCoupling(
+            FEATURES, Net(inside()), keep=("first", "second")[i % 2], scale="sigmoid"
+        )
+        layers += [ActNorm(FEATURES), InvertibleConv1x1(FEATURES), coupling]
+    return layers
+
+
+def _pair(
+    layers: list[Bijector], dtype: torch.dtype = torch.float64
+) -> tuple[Sequential, ReversibleSequential]:
+    plain = randomize_(Sequential(*layers), std=0.1).to(dtype)
+    reversible = ReversibleSequential(*copy.deepcopy(layers)).to(dtype)
+    reversible.load_state_dict(plain.state_dict())
+    return plain, reversible
+
+
+def _loss(z: Tensor, logdet: Tensor) -> Tensor:
+    weights = torch.linspace(1, 2, len(logdet), dtype=logdet.dtype)
+    return z.sin().flatten(1).sum(1) @ weights + (logdet * weights).square().sum() / 100
+
+
+def _gradients(
+    chain: nn.Module, x: Tensor, context: Tensor | None = None, *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Outputs, and gradients of the loss with respect to all that has one."""
+    torch.manual_seed(seed)
+    inputs = {"x": x.clone().requires_grad_(), "logdet": torch.ones(len(x), dtype=x.dtype)}
+    if context is not None:
+        inputs["context"] = context.clone().requires_grad_()
+    inputs["logdet"].requires_grad_()
+    z, logdet = chain(inputs["x"], inputs.get("context"), logdet=inputs["logdet"])
+    wanted = inputs | dict(chain.named_parameters())
+    grads = torch.autograd.grad(_loss(z, logdet), list(wanted.values()))
+    return {"z": z.detach(), "total": logdet.detach()} | dict(zip(wanted, grads, strict=True))
+
+
+def _assert_equal(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10
+) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (actual[name] - value).norm() / value.norm().clamp_min(1e-20)
+        assert error <= tolerance, f"{name}: relative error {error}"
+
+
+def _spline(mask: Tensor | None = None) -> RationalQuadraticSpline:
+    net = ResidualMLP(3, 3 * spline_parameters(4), hidden=8, context_features=CONTEXT)
+    return RationalQuadraticSpline(FEATURES, net, bins=4)
+
+
+CHAINS: dict[str, tuple[Callable[[], list[Bijector]], tuple[int, ...]]] = {
+    "steps": (lambda: _steps(3), (FEATURES,)),
+    "full and additive": (
+        lambda: [
+            InvertibleConv1x1(FEATURES, parameterization="full"),
+            AdditiveCoupling(FEATURES, Net(outputs=3), keep="second"),
+            ActNorm(FEATURES, log_scale_factor=3.0),
+            DiagonalScale(FEATURES),
+        ],
+        (FEATURES,),
+    ),
+    "context": (
+        lambda: [_spline(), LearnedPrior(FEATURES, context_features=CONTEXT), _spline()],
+        (FEATURES,),
+    ),
+    "images": (
+        lambda: [
+            Logit(0.05),
+            AffineCoupling(
+                1,
+                GatedResNet(1, 2, hidden=4, blocks=1, mask=checkerboard_mask(4, 4)),
+                mask=checkerboard_mask(4, 4),
+                scale="tanh_exp",
+            ),
+            Shift(0.5),
+            Squeeze(),
+            ActNorm(4),
+            InvertibleConv1x1(4),
+            Permutation(reverse_permutation(4)),
+            Flatten((4, 2, 2)),
+        ],
+        (1, 4, 4),
+    ),
+    "layers that do not rebuild": (
+        lambda: [
+            *_steps(2),
+            BatchNorm(FEATURES),
+            *_steps(1),
+            AutoregressiveSpline(FEATURES, hidden=8, context_features=CONTEXT),
+            *_steps(1),
+        ],
+        (FEATURES,),
+    ),
+    "nested": (
+        lambda: [
+            Sequential(*_steps(2)),
+            Inverse(AffineCoupling(FEATURES, Net())),
+            ReversibleSequential(*_steps(2)),
+            Inverse(Sequential(_spline())),
+        ],
+        (FEATURES,),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str
+)
+@pytest.mark.parametrize("name", CHAINS)
+def test_gradients_are_those_of_sequential(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    make, shape = CHAINS[name]
+    plain, reversible = _pair(make(), dtype)
+    x, context = torch.rand(5, *shape, dtype=dtype), torch.randn(5, CONTEXT, dtype=dtype)
+    used = context if any("spline" in type(m).__name__.lower() for m in plain.modules()) else None
+    _assert_equal(_gradients(reversible, x, used), _gradients(plain, x, used), tolerance)
+
+
+def test_inverse_and_calls_without_gradients_are_plain() -> None:
+    plain, reversible = _pair(_steps(2))
+    x = torch.randn(4, FEATURES, dtype=torch.float64)
+    torch.testing.assert_close(reversible.inverse(x), plain.inverse(x), rtol=0, atol=0)
+    with torch.no_grad():
+        assert not reversible(x)[0].requires_grad
+        torch.testing.assert_close(reversible(x), plain(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
+def test_function_transforms_take_the_plain_path(transform: Callable[..., Callable]) -> None:
+    plain, reversible = _pair(_steps(2))
+    x = torch.randn(2, FEATURES, dtype=torch.float64)
+    expected = transform(lambda v: plain(v)[0])(x)
+    torch.testing.assert_close(transform(lambda v: reversible(v)[0])(x), expected)
+
+
+def test_dropout_draws_the_same_mask_again() -> None:
+    plain, reversible = _pair(_steps(4, lambda: nn.Dropout(0.4)))
+    x = torch.randn(16, FEATURES, dtype=torch.float64)
+    expected = _gradients(plain, x)
+    state = torch.get_rng_state()
+    _assert_equal(_gradients(reversible, x), expected)
+    assert torch.equal(torch.get_rng_state(), state)  # the backward pass has drawn nothing
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda: nn.BatchNorm1d(8),
+        lambda: nn.BatchNorm1d(8).eval(),
+        lambda: spectral_norm(nn.Linear(8, 8)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+    ],
+    ids=["batch norm", "batch norm in evaluation", "spectral norm", "torch's spectral norm"],
+)
+def test_buffers_are_found_as_they_were_and_left_as_they_are(
+    inside: Callable[[], nn.Module],
+) -> None:
+    plain, reversible = _pair(_steps(3, inside))
+    x = torch.randn(16, FEATURES, dtype=torch.float64)
+    losses = []
+    for chain in (plain, reversible):
+        z, logdet = chain(x)
+        with torch.no_grad():
+            chain(2 * x)  # moves the buffers on before the backward pass
+        losses.append(_loss(z, logdet))
+    state = copy.deepcopy(reversible.state_dict())
+    for loss, chain in zip(losses, (plain, reversible), strict=True):
+        loss.backward()
+        torch.testing.assert_close(dict(chain.named_buffers()), dict(plain.named_buffers()))
+    torch.testing.assert_close(dict(reversible.state_dict()), dict(state), rtol=0, atol=0)
+    grads = [{n: p.grad for n, p in c.named_parameters()} for c in (reversible, plain)]
+    _assert_equal(*grads)
+
+
+def test_gradients_accumulate_over_calls_and_backward_passes() -> None:
+    pair = _pair(_steps(3))
+    x = torch.randn(2, 8, FEATURES, dtype=torch.float64)
+    for chain in pair:
+        first, second = _loss(*chain(x[0])), _loss(*chain(x[1]))
+        (first + second).backward(retain_graph=True)
+        second.backward()
+    plain, reversible = ({n: p.grad for n, p in c.named_parameters()} for c in pair)
+    _assert_equal(reversible, plain)
+
+
+def test_hooks_of_parameters_see_their_gradient_once() -> None:
+    pair = _pair(_steps(2))
+    x = torch.randn(8, FEATURES, dtype=torch.float64)
+    for chain in pair:
+        for parameter in chain.parameters():
+            parameter.register_hook(lambda grad: 3 * grad)
+    _assert_equal(_gradients(pair[1], x), _gradients(pair[0], x))
+
+
+def test_shared_and_frozen_parameters() -> None:
+    layers = _steps(3)
+    layers[5].conditioner = layers[2].conditioner
+    pair = _pair(layers)
+    x = torch.randn(8, FEATURES, dtype=torch.float64)
+    grads = []
+    for chain in pair:
+        chain[8].requires_grad_(False)
+        chain[0].requires_grad_(False)
+        assert len(chain[2].conditioner.first.weight) == 8
+        _loss(*chain(x)).backward()
+        grads.append({n: p.grad for n, p in chain.named_parameters() if p.grad is not None})
+    _assert_equal(grads[1], grads[0])
+
+
+def test_a_parameter_changed_before_the_backward_pass_is_an_error() -> None:
+    _, chain = _pair(_steps(2))
+    loss = _loss(*chain(torch.randn(4, FEATURES, dtype=torch.float64)))
+    with torch.no_grad():
+        chain[2].conditioner.first.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    _, chain = _pair(_steps(2))
+    x = torch.randn(4, FEATURES, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="ReversibleSequential: gradients must be taken without"):
+        torch.autograd.grad(_loss(*chain(x)), x, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_state_of_16_bits_is_refused(dtype: torch.dtype) -> None:
+    _, chain = _pair(_steps(2), dtype)
+    with pytest.raises(ValueError, match=f"x must be float32 or float64.* got {dtype}"):
+        chain(torch.randn(4, FEATURES, dtype=dtype))
+
+
+def test_compiled_models_break_their_graph() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, reversible = _pair(_steps(2))
+    x = torch.randn(4, FEATURES, dtype=torch.float64)
+    compiled = torch.compile(lambda v: _loss(*reversible(v.tanh())), backend="aot_eager")
+    _loss(*plain(x.tanh())).backward()
+    compiled(x).backward()
+    pair = [{n: p.grad for n, p in c.named_parameters()} for c in (reversible, plain)]
+    _assert_equal(*pair)
+    assert torch._dynamo.utils.counters["graph_break"]
+
+
+def test_copies_behave_alike() -> None:
+    _, chain = _pair(_steps(2))
+    x = torch.randn(4, FEATURES, dtype=torch.float64)
+    expected = _gradients(chain, x)
+    _assert_equal(_gradients(copy.deepcopy(chain), x), expected, 0.0)
