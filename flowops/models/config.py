@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+from flowops.nn import ReversibleSequential, Sequential
+
 #: Values of dequantised pixels.
 PIXELS = (0.0, 1.0)
 
@@ -18,6 +20,19 @@ def check_choice(model: str, name: str, value: str, choices: tuple[str, ...]) ->
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{model}: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+#: How a model's chains are built, by the value of its option ``memory``.
+CHAINS: dict[str, type[Sequential]] = {"plain": Sequential, "reversible": ReversibleSequential}
+
+
+def memory_option() -> Any:
+    """Return the field of the option ``memory``."""
+    return option(
+        "plain",
+        "training keeps all activations (plain) or rebuilds them in backward (reversible)",
+        tuple(CHAINS),
+    )
 
 
 def check_at_least(model: str, name: str, value: int, least: int) -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from flowops.distributions import Flow, StandardNormal
-from flowops.models.config import PIXELS, check_at_least, check_choice, check_image, option
+from flowops.models.config import (
+    CHAINS,
+    PIXELS,
+    check_at_least,
+    check_choice,
+    check_image,
+    memory_option,
+    option,
+)
 from flowops.nn import (
     ActNorm,
     AdditiveCoupling,
@@ -45,6 +53,7 @@ class GlowConfig:
     classes: int = option(0, "number of classes, 0 for an unconditional model")
     context_features: int = option(0, "size of the context vector, 0 for none")
     condition: str = option("top", "what sees the class or context", ("top", "all"))
+    memory: str = memory_option()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -55,6 +64,7 @@ class GlowConfig:
         check_choice("Glow", "coupling", self.coupling, ("affine", "additive"))
         check_choice("Glow", "conv1x1", self.conv1x1, ("lu", "full"))
         check_choice("Glow", "preprocess", self.preprocess, ("logit", "center"))
+        check_choice("Glow", "memory", self.memory, tuple(CHAINS))
         check_choice("Glow", "condition", self.condition, ("top", "all"))
         if self.classes and self.context_features:
             raise ValueError(
@@ -123,7 +133,7 @@ class Glow(Flow):
             elif config.learn_top:
                 layers.append(LearnedPrior(channels, context_features=features))
             shapes.append((channels, height, width))
-            levels.append(Sequential(*layers))
+            levels.append(CHAINS[config.memory](*layers))
         super().__init__(
             MultiScale(levels, splits, shapes),
             StandardNormal(math.prod(config.event_shape)),

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 import torch
 
 from flowops.distributions import Flow, StandardLogistic, StandardNormal
-from flowops.models.config import PIXELS, check_at_least, check_choice, option
+from flowops.models.config import (
+    CHAINS,
+    PIXELS,
+    check_at_least,
+    check_choice,
+    memory_option,
+    option,
+)
 from flowops.nn import (
     MLP,
     AdditiveCoupling,
     DiagonalScale,
     Flatten,
     Permutation,
-    Sequential,
     even_odd_permutation,
     preprocessing,
 )
@@ -34,6 +40,7 @@ class NICEConfig:
     preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
     alpha: float = option(1e-4, "the logit sees alpha + (1 - 2 alpha) x")
     context_features: int = option(0, "size of the context vector, 0 for none")
+    memory: str = memory_option()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -47,6 +54,7 @@ class NICEConfig:
         check_at_least("NICE", "context_features", self.context_features, 0)
         check_choice("NICE", "prior", self.prior, ("normal", "logistic"))
         check_choice("NICE", "preprocess", self.preprocess, ("logit", "center"))
+        check_choice("NICE", "memory", self.memory, tuple(CHAINS))
 
 
 class NICE(Flow):
@@ -94,7 +102,7 @@ class NICE(Flow):
         layers.append(DiagonalScale(size))
         base = StandardNormal(size) if config.prior == "normal" else StandardLogistic(size)
         super().__init__(
-            Sequential(*layers),
+            CHAINS[config.memory](*layers),
             base,
             event_shape=config.event_shape,
             context_features=config.context_features,

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from flowops.distributions import Flow, StandardNormal
-from flowops.models.config import PIXELS, check_at_least, check_choice, option
+from flowops.models.config import (
+    CHAINS,
+    PIXELS,
+    check_at_least,
+    check_choice,
+    memory_option,
+    option,
+)
 from flowops.nn import (
     ActNorm,
     AutoregressiveSpline,
@@ -17,7 +24,6 @@ from flowops.nn import (
     Permutation,
     RationalQuadraticSpline,
     ResidualMLP,
-    Sequential,
     preprocessing,
     random_permutation,
     reverse_permutation,
@@ -46,6 +52,7 @@ class NSFConfig:
     preprocess: str = option("logit", "first map of the data", _PREPROCESS)
     alpha: float = option(1e-4, "the logit sees alpha + (1 - 2 alpha) x")
     context_features: int = option(0, "size of the context vector, 0 for none")
+    memory: str = memory_option()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -65,6 +72,12 @@ class NSFConfig:
         check_choice("NSF", "kind", self.kind, _KINDS)
         check_choice("NSF", "mixing", self.mixing, _MIXINGS)
         check_choice("NSF", "preprocess", self.preprocess, _PREPROCESS)
+        check_choice("NSF", "memory", self.memory, tuple(CHAINS))
+        if self.memory == "reversible" and self.kind == "autoregressive":
+            raise ValueError(
+                "NSF: memory must be plain for autoregressive layers, whose inverse takes a pass "
+                "of the network a feature, got reversible"
+            )
 
 
 class NSF(Flow):
@@ -101,7 +114,7 @@ class NSF(Flow):
             layers += [*_mixing(config, size), _spline(config, size, i % 2)]
         layers += _mixing(config, size)
         super().__init__(
-            Sequential(*layers),
+            CHAINS[config.memory](*layers),
             StandardNormal(size),
             event_shape=config.event_shape,
             context_features=config.context_features,

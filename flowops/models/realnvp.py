@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from flowops.distributions import Flow, StandardNormal
-from flowops.models.config import PIXELS, check_at_least, check_choice, check_image, option
+from flowops.models.config import (
+    CHAINS,
+    PIXELS,
+    check_at_least,
+    check_choice,
+    check_image,
+    memory_option,
+    option,
+)
 from flowops.nn import (
     ActNorm,
     AffineCoupling,
@@ -39,6 +47,7 @@ class RealNVPConfig:
     preprocess: str = option("logit", "first map of the pixels", ("logit", "center"))
     alpha: float = option(1e-4, "the logit sees alpha + (1 - 2 alpha) x")
     context_features: int = option(0, "size of the context vector, 0 for none")
+    memory: str = memory_option()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -48,6 +57,7 @@ class RealNVPConfig:
             check_at_least("RealNVP", name, getattr(self, name), 0)
         check_choice("RealNVP", "norm", self.norm, ("actnorm", "batch", "none"))
         check_choice("RealNVP", "preprocess", self.preprocess, ("logit", "center"))
+        check_choice("RealNVP", "memory", self.memory, tuple(CHAINS))
         check_image("RealNVP", self.event_shape, self.levels - 1)
 
 
@@ -97,7 +107,7 @@ class RealNVP(Flow):
                 splits.append(Split(4 * channels))
                 channels *= 2
             shapes.append((channels, height, width))
-            levels.append(Sequential(*layers))
+            levels.append(CHAINS[config.memory](*layers))
         super().__init__(
             MultiScale(levels, splits, shapes),
             StandardNormal(math.prod(config.event_shape)),

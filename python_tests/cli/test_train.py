@@ -22,6 +22,7 @@ from .conftest import SMALL_GLOW
     "model",
     [
         ("glow", "--levels", "1", "--flow-steps", "2", "--hidden", "4"),
+        ("glow", "--levels", "1", "--flow-steps", "2", "--hidden", "4", "--memory", "reversible"),
         ("realnvp", "--levels", "2", "--couplings", "1", "--hidden", "4", "--blocks", "1"),
         ("nice", "--hidden", "8", "--depth", "1"),
         ("nsf", "--hidden", "8", "--transforms", "2"),

@@ -27,22 +27,22 @@ class Loss(nn.Module):
         return -self.model.log_prob(x).mean()
 
 
-def _model() -> Flow:
+def _model(memory: str) -> Flow:
     torch.manual_seed(0)
-    return build("glow", (1, 8, 8), steps=2, hidden=8).double()
+    return build("glow", (1, 8, 8), steps=2, hidden=8, memory=memory).double()
 
 
 def _gradients(model: Flow) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def _train_step(rank: int, folder: Path, batch: Tensor, first: int) -> None:
+def _train_step(rank: int, folder: Path, batch: Tensor, first: int, memory: str) -> None:
     """One process: the first rank initialises from ``first`` samples, the other from the rest."""
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     try:
-        model = _model()
+        model = _model(memory)
         model.initialize(batch[:first] if rank == 0 else batch[first:])
         state = {name: value.clone() for name, value in model.state_dict().items()}
         parallel = DistributedDataParallel(Loss(model))
@@ -54,17 +54,21 @@ def _train_step(rank: int, folder: Path, batch: Tensor, first: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
-@pytest.mark.parametrize("first", [4, 12], ids=["uneven shares", "a rank without samples"])
-def test_two_processes_equal_one(first: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "memory"),
+    [(4, "plain"), (12, "plain"), (4, "reversible")],
+    ids=["uneven shares", "a rank without samples", "activations rebuilt"],
+)
+def test_two_processes_equal_one(first: int, memory: str, tmp_path: Path) -> None:
     brightness = torch.linspace(0.1, 1, 12, dtype=torch.float64).view(12, 1, 1, 1)
     batch = brightness * torch.rand(12, 1, 8, 8, dtype=torch.float64)
-    torch.multiprocessing.spawn(_train_step, (tmp_path, batch, first), nprocs=RANKS)
+    torch.multiprocessing.spawn(_train_step, (tmp_path, batch, first, memory), nprocs=RANKS)
     (state, gradients), (other_state, other_gradients) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)
     )
     torch.testing.assert_close(other_state, state, rtol=0, atol=0)
     torch.testing.assert_close(other_gradients, gradients, rtol=0, atol=0)
-    model = _model()
+    model = _model("plain")
     model.initialize(batch)
     torch.testing.assert_close(state, dict(model.state_dict()))
     Loss(model)(batch).backward()
