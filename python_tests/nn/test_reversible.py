@@ -22,12 +22,14 @@ from flowops.nn import (
     InvertibleConv1x1,
     LearnedPrior,
     Logit,
+    MultiScale,
     Permutation,
     RationalQuadraticSpline,
     ResidualMLP,
     ReversibleSequential,
     Sequential,
     Shift,
+    Split,
     Squeeze,
     checkerboard_mask,
     reverse_permutation,
@@ -188,6 +190,44 @@ def test_function_transforms_take_the_plain_path(transform: Callable[..., Callab
     x = torch.randn(2, FEATURES, dtype=torch.float64)
     expected = transform(lambda v: plain(v)[0])(x)
     torch.testing.assert_close(transform(lambda v: reversible(v)[0])(x), expected)
+
+
+def _calls_of(layer: Bijector, network: nn.Module) -> int:
+    """How often ``network`` runs in a training step of ``layer`` between two steps."""
+    calls: list[object] = []
+    network.register_forward_hook(lambda *_: calls.append(_))
+    chain = ReversibleSequential(*_steps(1), layer, *_steps(1)).double()
+    _loss(*chain(torch.randn(4, FEATURES, dtype=torch.float64))).backward()
+    return len(calls)
+
+
+def test_a_conditioner_runs_once_more_and_an_autoregressive_one_does_not() -> None:
+    coupling = AffineCoupling(FEATURES, Net())
+    assert _calls_of(coupling, coupling.conditioner) == 2
+    mask = torch.arange(FEATURES) < 3
+    masked = AffineCoupling(FEATURES, ResidualMLP(FEATURES, 2 * FEATURES, hidden=4), mask=mask)
+    assert _calls_of(masked, masked.conditioner) == 2
+    slow = AutoregressiveSpline(FEATURES, hidden=8)
+    for layer in (slow, Sequential(slow), Inverse(Sequential(slow))):
+        slow.conditioner._forward_hooks.clear()
+        forward_passes = FEATURES if isinstance(layer, Inverse) else 1
+        assert _calls_of(layer, slow.conditioner) == forward_passes
+
+
+def test_layers_whose_inverse_is_not_that_of_training_do_not_rebuild() -> None:
+    assert not Logit().reversible
+    assert not BatchNorm(4).reversible
+    levels = [Sequential(Squeeze()), Sequential(Squeeze(), BatchNorm(8))]
+    assert not MultiScale(levels, [Split(4)], [(2, 2, 2), (8, 1, 1)]).reversible
+
+
+def test_generators_are_not_read_where_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Tensor:
+        raise AssertionError("get_rng_state must not be called")
+
+    chain = ReversibleSequential(*_steps(2), preserve_rng_state=False).double()
+    monkeypatch.setattr(torch, "get_rng_state", refuse)
+    _loss(*chain(torch.randn(4, FEATURES, dtype=torch.float64))).backward()
 
 
 def test_dropout_draws_the_same_mask_again() -> None:
