@@ -17,6 +17,7 @@ from flowops.nn import (
     InvertibleConv1x1,
     ReversibleSequential,
     Sequential,
+    Squeeze,
 )
 from flowops.nn.base import Bijector
 from flowops.testing import randomize_
@@ -95,6 +96,16 @@ def test_the_peak_of_a_training_step_does_not_grow_with_depth() -> None:
     assert of_a_batch(Sequential, DEPTHS[1]) > 4 * deep
 
 
+def test_random_states_are_kept_where_something_was_drawn() -> None:
+    state = torch.get_rng_state().nbytes
+    for net, kept in ((GlowConvNet, 0), (DrawingNet, DEPTHS[1])):
+        chain = _chain(ReversibleSequential, DEPTHS[1], net)
+        _step(chain, BATCH)
+        with_states = _peak_bytes(chain, BATCH)
+        chain.preserve_rng_state = False
+        assert (with_states - _peak_bytes(chain, BATCH)) // state in range(kept, kept + 4)
+
+
 class Seen(nn.Module):
     """Notes the dtype of a conditioner's output."""
 
@@ -148,6 +159,7 @@ def test_the_backward_pass_runs_under_the_autocast_of_the_forward_pass() -> None
     assert torch.equal(inside, plain)
     dtypes.clear()
     with torch.autocast("cpu", torch.bfloat16):
+        assert ReversibleSequential(Squeeze())(x.bfloat16())[0].dtype == torch.float32
         z, logdet = chain(x.bfloat16())
     assert z.dtype == torch.float32
     (z.sum() + logdet.sum()).backward()
