@@ -303,6 +303,7 @@ class _Rebuilding(torch.autograd.Function):
             )
         chain: _Chain = ctx.chain
         z, context, *tensors = ctx.saved_tensors
+        z = z.detach()  # the saved output has this very node behind it
         wanted = ctx.needs_input_grad
         leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted[4:], strict=True)]
         leaf_context = None if context is None else context.detach().requires_grad_(wanted[2])
