@@ -48,7 +48,7 @@ printf 'exit codes (5: no such test, 9: found something, 124: out of time)\n'
 grep . "$logs"/*.exit
 
 stage "timings"
-timeout 240 "$python" -m benchmarks.run --device cuda --budget 0.5 --out "$logs/timings.json" | tee "$logs/timings.txt"
+timeout 240 "$python" -m benchmarks.run --parts ops --device cuda --budget 0.5 --out "$logs/timings.json" | tee "$logs/timings.txt"
 
 stage "record"
 "$python" -m benchmarks.record write --out "benchmarks/results/gpu-$device.json" --ptxas "$logs/ptxas.txt" \

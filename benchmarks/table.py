@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +42,183 @@ def table(report: dict[str, Any], source: str) -> str:
         phases = [result.get(phase) for phase in ("forward", "forward_backward")]
         cells = [cell(rows, rival) for rows in phases for rival in ("eager", "compile")]
         lines.append(f"| `{result['op']}` | {result['case']} | {' | '.join(cells)} |")
-    return "\n".join(lines + step_table(report)) + "\n"
+    lines += step_table(report) + sample_table(report) + package_table(report)
+    lines += scaling_table(report) + details(report) + failures(report)
+    return "\n".join(lines) + "\n"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of one table."""
+    body = [f"| {' | '.join(row)} |" for row in rows]
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body]
+
+
+def rivals_in(results: Sequence[dict[str, Any]], phase: str) -> list[str]:
+    """Everything that was timed in this phase, except ours, in order of appearance."""
+    return list(dict.fromkeys(name for r in results for name in r[phase] if name != "ours"))
+
+
+def _ratio_table(results: Sequence[dict[str, Any]], phase: str) -> list[str]:
+    rivals = rivals_in(results, phase)
+    body = [
+        [result["op"], result["case"], *(cell(result[phase], name) for name in rivals)]
+        for result in results
+    ]
+    return markdown(["model", "case", *rivals], body)
+
+
+def _having(report: dict[str, Any], phase: str) -> list[dict[str, Any]]:
+    return [result for result in report["results"] if phase in result]
+
+
+def _versions(results: Sequence[dict[str, Any]]) -> str:
+    versions = {name: version for r in results for name, version in r.get("versions", {}).items()}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def step_table(report: dict[str, Any]) -> list[str]:
     """Return the lines of a second table, with whole training steps, where there are any."""
-    steps = [result for result in report["results"] if "step" in result]
-    rivals = list(dict.fromkeys(name for r in steps for name in r["step"] if name != "ours"))
+    steps = _having(report, "step")
     if not steps:
         return []
-    versions = {name: version for r in steps for name, version in r["versions"].items()}
-    others = ", ".join(f"{name} {version}" for name, version in versions.items())
+    title = "Whole training steps: how many times as long as ours they take"
+    others = _versions(steps)
+    return ["", f"{title} ({others}):" if others else f"{title}:", "", *_ratio_table(steps, "step")]
+
+
+def sample_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of the table of samples."""
+    samples = _having(report, "sample")
+    if not samples:
+        return []
+    return ["", "Samples, likewise:", "", *_ratio_table(samples, "sample")]
+
+
+def package_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of the table of the packages' own functions."""
+    results = [r for r in _having(report, "forward") if r.get("versions")]
+    if not results:
+        return []
+    packages = list(dict.fromkeys(name for r in results for name in r["versions"]))
+    body = [
+        [
+            f"`{result['op']}`",
+            result["case"],
+            *(
+                f"{cell(result['forward'], name)} / {cell(result.get('forward_backward'), name)}"
+                + ("*" if name in result["not_compared"] else "")
+                for name in packages
+            ),
+        ]
+        for result in results
+    ]
+    reasons = {
+        f"{name}'s `{result['op']}`: {reason}"
+        for result in results
+        for name, reason in result["not_compared"].items()
+    }
     lines = [
         "",
-        f"Whole training steps: how many times as long as ours they take ({others}):",
-        "",
-        f"| model | case | {' | '.join(rivals)} |",
-        f"|---|---{'|---' * len(rivals)}|",
+        f"The packages' own functions, forward / forward + backward ({_versions(results)}):",
     ]
-    for result in steps:
-        rows = result["step"]
-        cells = [cell(rows, name) for name in rivals]
-        lines.append(f"| {result['op']} | {result['case']} | {' | '.join(cells)} |")
+    lines += ["", *markdown(["op", "case", *packages], body)]
+    return (
+        [*lines, "", f"\\* Not the same outputs: {'; '.join(sorted(reasons))}."]
+        if reasons
+        else lines
+    )
+
+
+def scaling_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of the table of fitted exponents."""
+    sweeps = [sweep for sweep in report.get("scaling", []) if "failed" not in sweep]
+    if not sweeps:
+        return []
+    body = [
+        [
+            f"`{sweep['op']}`",
+            sweep["axis"],
+            f"{sweep['sizes'][0]} to {sweep['sizes'][-1]}",
+            *(f"{sweep['exponents'][name]:.2f}" for name in ("ours", "eager")),
+        ]
+        for sweep in sweeps
+    ]
+    title = (
+        "Forward and backward cost grows as a power of the size, by least squares over the range:"
+    )
+    return ["", title, "", *markdown(["op", "size", "range", "ours", "eager"], body)]
+
+
+def details(report: dict[str, Any]) -> list[str]:
+    """Return folded tables of bandwidth and memory, where they were measured."""
+    lines: list[str] = []
+    for title, part in (
+        ("Bandwidth and arithmetic of the forward passes", throughput_table(report)),
+        ("Memory, most at a time and kept for the backward pass", memory_table(report)),
+    ):
+        if part:
+            lines += ["", f"<details><summary>{title}</summary>", "", *part, "", "</details>"]
     return lines
+
+
+def throughput_table(report: dict[str, Any]) -> list[str]:
+    """Return our GB/s beside a copy of as many bytes, and GFLOP/s beside a matrix product."""
+    body = []
+    for result in report["results"]:
+        if "traffic" not in result or "copy" not in result["forward"]:
+            continue
+        bandwidths = rates(result["forward"], "copy", result["traffic"], result["traffic"])
+        arithmetic = ["-"] * 3
+        if result["flops"] and "gemm" in result["forward"]:
+            arithmetic = rates(result["forward"], "gemm", result["flops"], report["gemm_flops"])
+        body.append([f"`{result['op']}`", result["case"], *bandwidths, *arithmetic])
+    head = ["op", "case", "GB/s", "copy", "share", "GFLOP/s", "matrix product", "share"]
+    return markdown(head, body) if body else []
+
+
+def rates(rows: dict[str, Any], roof: str, amount: float, roof_amount: float) -> list[str]:
+    """Return what ours achieves in 1e9 a second, what the roof does, and the share."""
+    ours, best = amount / rows["ours"]["median"], roof_amount / rows[roof]["median"]
+    return [f"{ours / 1e9:.1f}", f"{best / 1e9:.1f}", f"{ours / best:.0%}"]
+
+
+def memory_table(report: dict[str, Any]) -> list[str]:
+    """Return the bytes of forward+backward, and the operators of a training step."""
+    body = [
+        [
+            f"`{result['op']}`",
+            result["case"],
+            *(
+                megabytes(result["memory"], name, key)
+                for key in ("peak", "kept")
+                for name in ("ours", "eager")
+            ),
+            *(str(result.get("calls", {}).get(name, "-")) for name in ("ours", "eager")),
+        ]
+        for result in _having(report, "memory")
+    ]
+    head = ["op", "case", "peak: ours", "eager", "kept: ours", "eager", "operators: ours", "eager"]
+    return ["In MB.", "", *markdown(head, body)] if body else []
+
+
+def megabytes(memory: dict[str, Any], name: str, key: str) -> str:
+    return f"{memory[name][key] / 1e6:.3g}" if name in memory else "-"
+
+
+def failures(report: dict[str, Any]) -> list[str]:
+    """Say what has no figures, and why."""
+    results = report["results"] + report.get("scaling", [])
+    failed = {
+        f"- {r['op']}, {r.get('case') or r['axis']}: {r['failed']}"
+        for r in results
+        if "failed" in r
+    }
+    failed |= {
+        f"- {r['op']}, {r['case']}: {name}: {reason}"
+        for r in report["results"]
+        for name, reason in r.get("left_out", {}).items()
+    }
+    return ["", "Without figures:", "", *sorted(failed)] if failed else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from functools import partial
+from typing import Any
 
-from benchmarks.case import Case
+import torch
+from torch import Tensor, nn
+
+from benchmarks.case import Case, Function, Rival, Sweep
 from flowops import ops
 
 
@@ -36,6 +39,76 @@ def ours_inverse(z: Tensor, params: Tensor) -> tuple[Tensor]:
     return (x,)
 
 
+class Given(nn.Module):
+    """Stands for the network of a package's layer: gives the parameters of the case."""
+
+    params: Tensor
+
+    def forward(self, *seen: Any) -> Tensor:
+        return self.params
+
+
+def load_normflows(inverse: bool) -> Function:
+    from normflows.flows import AffineCoupling
+
+    given = Given()
+    layer = AffineCoupling(given, scale_map="sigmoid")
+
+    def call(x: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+        given.params = params
+        halves, logdet = (layer.forward if inverse else layer.inverse)(list(x.chunk(2, 1)))
+        z = torch.cat(halves, 1)
+        return (z,) if inverse else (z, logdet)
+
+    return call
+
+
+def interleaved(x: Tensor, params: Tensor) -> list[Tensor]:
+    """As normflows has it: shift and scale of each channel in turn, the shift subtracted."""
+    log_s, t = params.chunk(2, 1)
+    return [x, torch.stack([-t, log_s], 2).flatten(1, 2)]
+
+
+def load_nflows(shape: tuple[int, ...], inverse: bool) -> Function:
+    from nflows.transforms import AffineCouplingTransform
+
+    given = Given()
+    mask = torch.arange(shape[1]) >= shape[1] // 2
+    layer = AffineCouplingTransform(mask, lambda n_in, n_out: given)
+
+    def call(x: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+        given.params = params
+        z, logdet = (layer.inverse if inverse else layer.forward)(x)
+        return (z,) if inverse else (z, logdet)
+
+    return call
+
+
+def load_freia(shape: tuple[int, ...], inverse: bool) -> Function:
+    from FrEIA.modules import AffineCouplingOneSided
+
+    given = Given()
+    layer = AffineCouplingOneSided([shape[1:]], subnet_constructor=lambda n_in, n_out: given)
+
+    def call(x: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+        given.params = params
+        (z,), logdet = layer([x], rev=inverse)
+        return (z,) if inverse else (z, logdet)
+
+    return call
+
+
+def rivals(shape: tuple[int, ...], inverse: bool) -> tuple[Rival, ...]:
+    """Couplings of the same work; two of them have another scale."""
+    return (
+        Rival("nflows", partial(load_nflows, shape, inverse), differs="scale has 0.001 added"),
+        Rival("normflows", partial(load_normflows, inverse), adapt=interleaved),
+        Rival(
+            "FrEIA", partial(load_freia, shape, inverse), differs="scale is exp of an arc tangent"
+        ),
+    )
+
+
 def case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, last: bool = False) -> Case:
     def inputs() -> list[Tensor]:
         tensors = [torch.randn(shape).to(dtype) for _ in range(2)]
@@ -47,7 +120,7 @@ def case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, last: bool 
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     return Case(
         "affine_coupling", name, inputs, eager, ours, 3 * elements * dtype.itemsize,
-        tolerance=tolerance,
+        rivals=rivals(shape, inverse=False), tolerance=tolerance,
     )  # fmt: skip
 
 
@@ -56,7 +129,7 @@ def inverse_case(shape: tuple[int, ...]) -> Case:
     traffic = 3 * torch.Size(shape).numel() * 4
     return Case(
         "affine_coupling", name, lambda: [torch.randn(shape), torch.randn(shape)], eager_inverse,
-        ours_inverse, traffic, backward=False, tolerance=1e-5,
+        ours_inverse, traffic, rivals=rivals(shape, inverse=True), backward=False, tolerance=1e-5,
     )  # fmt: skip
 
 
@@ -70,4 +143,8 @@ CASES = [
     case((64, 12, 16, 16), torch.bfloat16),
     case((4096, 64), torch.bfloat16),
     inverse_case((64, 12, 16, 16)),
+]
+
+SWEEPS = [
+    Sweep("affine_coupling", "batch", (256, 512, 1024, 2048), lambda n: case((n, 12, 16, 16))),
 ]

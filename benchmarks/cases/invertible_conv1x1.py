@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.case import Case
+from benchmarks.case import Case, Function, Rival, Sweep
+from benchmarks.peers import bare
 from flowops import ops
 
 
@@ -17,6 +18,11 @@ class LUStep:
     """
 
     def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def draw(self) -> None:
+        """Fix what is not learned, on the device at hand."""
+        channels = self.channels
         self.permutation = torch.randperm(channels)
         self.matrix = torch.eye(channels)[self.permutation]
         self.sign = torch.randint(0, 2, (channels,)).float() * 2 - 1
@@ -34,14 +40,32 @@ class LUStep:
         log_s: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """As PyTorch implementations of Glow write it."""
-        dtype = x.dtype
         pixels = x.size(2) * x.size(3)
         y = (x + bias.view(1, -1, 1, 1)) * torch.exp(log_scale).view(1, -1, 1, 1)
+        z = functional.conv2d(y, self.weight(lower, upper, log_s)[:, :, None, None])
+        return z, pixels * (torch.sum(log_scale) + torch.sum(log_s))
+
+    def weight(self, lower: Tensor, upper: Tensor, log_s: Tensor) -> Tensor:
+        dtype = lower.dtype
         unit = lower * self.lower_mask.to(dtype) + self.eye.to(dtype)
         diagonal = torch.diag(self.sign.to(dtype) * torch.exp(log_s))
-        weight = self.matrix.to(dtype) @ unit @ (upper * self.upper_mask.to(dtype) + diagonal)
-        z = functional.conv2d(y, weight[:, :, None, None])
-        return z, pixels * (torch.sum(log_scale) + torch.sum(log_s))
+        return self.matrix.to(dtype) @ unit @ (upper * self.upper_mask.to(dtype) + diagonal)
+
+    def load_normflows(self) -> Function:
+        from normflows.flows import ActNorm, Invertible1x1Conv
+
+        norm = bare(ActNorm((self.channels, 1, 1)), "s", "t")
+        norm.data_dep_init_done = torch.tensor(1.0)
+        conv = bare(Invertible1x1Conv(self.channels, use_lu=True), "L", "U", "log_S")
+        conv.P, conv.sign_S = self.matrix, self.sign
+
+        def call(x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+            norm.t, norm.s, conv.L, conv.U, conv.log_S = learned
+            y, first = norm.inverse(x)
+            z, second = conv.inverse(y)
+            return z, first + second
+
+        return call
 
     def ours(
         self,
@@ -61,17 +85,27 @@ class LUStep:
         return ops.invertible_conv1x1(x, weight, shift), pixels * logdet[0]
 
 
+def other_signs(x: Tensor, bias: Tensor, log_scale: Tensor, *rest: Tensor) -> list[Tensor]:
+    """As normflows has it, whose actnorm subtracts its shift and divides by its scale."""
+    return [x, -bias.view(1, -1, 1, 1), -log_scale.view(1, -1, 1, 1), *rest]
+
+
 def step_case(shape: tuple[int, ...]) -> Case:
     step, channels = LUStep(shape[1]), shape[1]
 
     def inputs() -> list[Tensor]:
+        step.draw()
         vectors = [torch.randn(channels) / 10 for _ in range(3)]
         matrices = [torch.randn(channels, channels) / channels for _ in range(2)]
         return [torch.randn(shape), vectors[0], vectors[1], *matrices, vectors[2]]
 
     traffic = 2 * torch.Size(shape).numel() * 4
     name = f"{shape} float32, actnorm and LU"
-    return Case("invertible_conv1x1", name, inputs, step.eager, step.ours, traffic)
+    return Case(
+        "invertible_conv1x1", name, inputs, step.eager, step.ours, traffic,
+        flops=2 * torch.Size(shape).numel() * channels,
+        rivals=(Rival("normflows", step.load_normflows, adapt=other_signs),),
+    )  # fmt: skip
 
 
 def eager_model(*weights: Tensor) -> tuple[Tensor, ...]:
@@ -118,4 +152,8 @@ CASES = [
     step_case((256, 12, 32, 32)),
     *(inverse_case(n) for n in (12, 48, 96, 192)),
     model_case([12] * 32 + [24] * 32 + [48] * 32, "96 layers of a Glow, float64 log-det"),
+]
+
+SWEEPS = [
+    Sweep("invertible_conv1x1", "channels", (12, 24, 48, 96), lambda c: step_case((64, c, 8, 8))),
 ]

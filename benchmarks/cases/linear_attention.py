@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import elu, pad
 
-from benchmarks.case import Case
+from benchmarks.case import Case, Function, Rival, Sweep
 from flowops import ops
 
 _CHUNK = 128
@@ -42,6 +44,34 @@ def causal_chunked(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     return [out.transpose(2, 3).reshape(batch, time, heads, -1)]
 
 
+def load_fast_transformers(causal: bool) -> Function:
+    from fast_transformers import attention, masking
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        batch, time, _, width = q.shape
+        lengths = masking.LengthMask(torch.full((batch,), time, device=q.device))
+        if causal:
+            mask = masking.TriangularCausalMask(time, device=q.device)
+            return [attention.CausalLinearAttention(width)(q, k, v, mask, lengths, lengths)]
+        mask = masking.FullMask(time, device=q.device)
+        return [attention.LinearAttention(width)(q, k, v, mask, lengths, lengths)]
+
+    return call
+
+
+def load_fla() -> Function:
+    from fla.ops.linear_attn import chunk_linear_attn
+
+    return lambda q, k, v: [
+        chunk_linear_attn(elu(q) + 1, elu(k) + 1, v, scale=1.0, normalize=True)[0]
+    ]
+
+
+def rivals(causal: bool) -> tuple[Rival, ...]:
+    peer = Rival("fast_transformers", partial(load_fast_transformers, causal))
+    return (peer, Rival("fla", load_fla, devices=("cuda",))) if causal else (peer,)
+
+
 def case(name: str, eager: object, size: tuple[int, ...], causal: bool) -> Case:
     return Case(
         "linear_attention",
@@ -50,6 +80,9 @@ def case(name: str, eager: object, size: tuple[int, ...], causal: bool) -> Case:
         eager,  # pyright: ignore[reportArgumentType]
         lambda q, k, v: [ops.linear_attention(q, k, v, causal=causal)],
         4 * 4 * torch.Size(size).numel(),
+        # What must be done whatever the chunks: each key into a state, each query out of it.
+        flops=4 * torch.Size(size).numel() * size[-1],
+        rivals=rivals(causal),
     )
 
 
@@ -60,3 +93,14 @@ CASES = [
     case("non-causal", non_causal, (4, 1024, 8, 64), False),
     case("non-causal", non_causal, (4, 4096, 8, 64), False),
 ]
+
+SWEEPS = [
+    Sweep(
+        "linear_attention", "sequence length", (512, 1024, 2048, 4096, 8192),
+        lambda n: case("causal, against chunks", causal_chunked, (1, n, 8, 64), True),
+    ),
+    Sweep(
+        "linear_attention", "head width", (16, 32, 64, 128),
+        lambda d: case("causal, against chunks", causal_chunked, (1, 2048, 8, d), True),
+    ),
+]  # fmt: skip

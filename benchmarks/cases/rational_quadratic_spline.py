@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case
+from benchmarks.case import Case, Function, Rival, Sweep
 from flowops import ops
 
 BOUND, LEAST = 3.0, 1e-3
@@ -63,6 +66,43 @@ def eager_inverse(z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(inside, t * width + left, z), logdet.sum(1)
 
 
+def thirds(params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return raw widths, heights and derivatives."""
+    bins = (params.size(-1) + 1) // 3
+    return params[..., :bins], params[..., bins : 2 * bins], params[..., 2 * bins :]
+
+
+def load_module(path: str, inverse: bool) -> Function:
+    """The function of nflows, or normflows' copy of it."""
+    spline = importlib.import_module(path).unconstrained_rational_quadratic_spline
+
+    def call(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        z, logdet = spline(x, *thirds(params), inverse=inverse, tail_bound=BOUND)
+        return z, logdet.sum(1)
+
+    return call
+
+
+def load_zuko(inverse: bool) -> Function:
+    from zuko.transforms import MonotonicRQSTransform
+
+    def call(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        spline = MonotonicRQSTransform(*thirds(params), bound=BOUND)
+        z, logdet = (spline.inv if inverse else spline).call_and_ladj(x)
+        return z, logdet.sum(1)
+
+    return call
+
+
+def rivals(inverse: bool) -> tuple[Rival, ...]:
+    nflows = "nflows.transforms.splines.rational_quadratic"
+    return (
+        Rival("nflows", partial(load_module, nflows, inverse)),
+        Rival("normflows", partial(load_module, "normflows.utils.splines", inverse)),
+        Rival("zuko", partial(load_zuko, inverse), differs="bins and slopes of another form"),
+    )
+
+
 def case(shape: tuple[int, int], bins: int = 8, inverse: bool = False) -> Case:
     traffic = torch.Size(shape).numel() * 4 * (3 * bins + 1)
     name = f"{shape} {bins} bins float32" + (" inverse" if inverse else "")
@@ -70,7 +110,8 @@ def case(shape: tuple[int, int], bins: int = 8, inverse: bool = False) -> Case:
     return Case(
         "rational_quadratic_spline", name,
         lambda: [torch.randn(shape), 0.3 * torch.randn(*shape, 3 * bins - 1)],
-        eager_inverse if inverse else eager, ours, traffic, backward=not inverse,
+        eager_inverse if inverse else eager, ours, traffic, rivals=rivals(inverse),
+        backward=not inverse,
     )  # fmt: skip
 
 
@@ -81,4 +122,11 @@ CASES = [
     case((256, 32), inverse=True),
     case((512, 16), bins=16),
     case((512, 16), bins=5),
+]
+
+SWEEPS = [
+    Sweep(
+        "rational_quadratic_spline", "batch", (512, 1024, 2048, 4096, 8192), lambda n: case((n, 32))
+    ),
+    Sweep("rational_quadratic_spline", "bins", (4, 8, 16, 32), lambda k: case((1024, 32), bins=k)),
 ]

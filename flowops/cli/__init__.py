@@ -36,6 +36,10 @@ def _dispatch(argv: Sequence[str]) -> int:
     from flowops.cli.parser import parse_arguments
 
     arguments = parse_arguments(argv)
+    if arguments.verb == "bench":
+        from flowops.cli.bench import bench
+
+        return bench(arguments.rest)
     if arguments.verb != "info":
         require_extras()  # before the imports below, which need them
         from flowops.cli.vector_math import resolve_vector_math

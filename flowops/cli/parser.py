@@ -27,6 +27,7 @@ VERBS = {
     "train": "train a model on images; without arguments, a small Glow on the digits",
     "sample": "draw images from a trained model into a PNG",
     "evaluate": "bits/dim of a trained model on its whole test split, beside trivial baselines",
+    "bench": "time the kernels and models against PyTorch and the packages that are installed",
     "info": "what was built and what this machine can run",
 }
 
@@ -45,7 +46,8 @@ class _Parser(argparse.ArgumentParser):
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Return the namespace of ``argv``; ``verb`` is always there.
 
-    For ``train`` the namespace also has ``model`` and, in ``given``, the options that were given.
+    For ``train`` the namespace also has ``model`` and, in ``given``, the options that were given;
+    for ``bench`` it has ``rest``, which the benchmarks parse themselves.
 
     Raises:
         CommandError: Something unknown or malformed; exit code 2.
@@ -65,6 +67,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     verb, rest = argv[0], list(argv[1:])
     if verb == "train":
         return _parse_train(rest)
+    if verb == "bench":
+        return argparse.Namespace(verb=verb, rest=rest)
     parser = _verb_parser(verb)
     if verb == "sample":
         _add_run(parser)
