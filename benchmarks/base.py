@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.settings import ROOT, git
+from benchmarks.settings import PHASES, ROOT, git
 
 Medians = dict[tuple[str, str, str], float]
 
@@ -86,7 +86,7 @@ def medians_of(report: dict[str, Any]) -> Medians:
         (result["op"], result["case"], phase): timings["ours"]["median"]
         for result in report["results"]
         for phase, timings in result.items()
-        if isinstance(timings, dict) and "median" in timings.get("ours", {})
+        if phase in PHASES
     }
 
 

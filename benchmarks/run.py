@@ -24,10 +24,9 @@ from benchmarks.case import Case, ModelCase, Sweep
 from benchmarks.models import run_model_case
 from benchmarks.operators import GEMM_FLOPS, run_case
 from benchmarks.scaling import run_sweep
-from benchmarks.settings import Settings, environment
+from benchmarks.settings import PHASES, Settings, environment
 
 PARTS = ("ops", "models", "scaling")
-_PHASES = ("forward", "forward_backward", "step", "sample")
 
 
 def _declared(name: str) -> Iterator[Any]:
@@ -55,7 +54,7 @@ def describe(result: dict[str, Any]) -> str:
     head = f"{result['op']:18s} {result.get('case') or result['axis']:40s}"
     if "failed" in result:
         return f"{head} FAILED: {result['failed']}"
-    lines = [f"{head} {_ratios(phase, result[phase])}" for phase in _PHASES if phase in result]
+    lines = [f"{head} {_ratios(phase, result[phase])}" for phase in PHASES if phase in result]
     if "exponents" in result:
         fits = ", ".join(f"{name} {value:.2f}" for name, value in result["exponents"].items())
         lines.append(f"{head} exponents: {fits}")

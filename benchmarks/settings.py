@@ -15,6 +15,8 @@ import torch
 from flowops._library import info
 from flowops.timing import Timing
 
+#: What is timed: of an op, then of a model.
+PHASES = ("forward", "forward_backward", "step", "sample")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -65,8 +67,9 @@ def git(*arguments: str) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Package to its version."""
-    return {name: importlib.metadata.version(name) for name in packages}
+    """Package to the version of the distribution that it came with."""
+    owners = importlib.metadata.packages_distributions()
+    return {name: importlib.metadata.version(owners[name][0]) for name in packages}
 
 
 def rows(timings: Mapping[str, Timing]) -> dict[str, Any]:

@@ -32,17 +32,8 @@ def table(report: dict[str, Any], source: str) -> str:
         f"{e['device']}, {e['threads']} threads, torch {e['torch']}, {e['cpu_kernels']} kernels, "
         f"commit `{e['commit']}` "
         f"([{Path(source).name}]({source})). `!`: the machine was never quiet.",
-        "",
-        "| op | case | forward: eager | compile | forward + backward: eager | compile |",
-        "|---|---|---|---|---|---|",
     ]
-    for result in report["results"]:
-        if "failed" in result or "step" in result:
-            continue
-        phases = [result.get(phase) for phase in ("forward", "forward_backward")]
-        cells = [cell(rows, rival) for rows in phases for rival in ("eager", "compile")]
-        lines.append(f"| `{result['op']}` | {result['case']} | {' | '.join(cells)} |")
-    lines += step_table(report) + sample_table(report) + package_table(report)
+    lines += op_table(report) + step_table(report) + sample_table(report) + package_table(report)
     lines += scaling_table(report) + details(report) + failures(report)
     return "\n".join(lines) + "\n"
 
@@ -56,6 +47,24 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def rivals_in(results: Sequence[dict[str, Any]], phase: str) -> list[str]:
     """Everything that was timed in this phase, except ours, in order of appearance."""
     return list(dict.fromkeys(name for r in results for name in r[phase] if name != "ours"))
+
+
+def op_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of the table of ops, where there are any."""
+    body = [
+        [
+            f"`{result['op']}`",
+            result["case"],
+            *(
+                cell(result.get(phase), rival)
+                for phase in ("forward", "forward_backward")
+                for rival in ("eager", "compile")
+            ),
+        ]
+        for result in _having(report, "forward")
+    ]
+    head = ["op", "case", "forward: eager", "compile", "forward + backward: eager", "compile"]
+    return ["", *markdown(head, body)] if body else []
 
 
 def _ratio_table(results: Sequence[dict[str, Any]], phase: str) -> list[str]:

@@ -146,5 +146,5 @@ CASES = [
 ]
 
 SWEEPS = [
-    Sweep("affine_coupling", "batch", (256, 512, 1024, 2048), lambda n: case((n, 12, 16, 16))),
+    Sweep("affine_coupling", "batch", (64, 128, 256, 512), lambda n: case((n, 12, 16, 16))),
 ]
