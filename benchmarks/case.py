@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class ModelCase:
     Attributes:
         op: The model's stem.
         name: Sizes, as printed.
-        data: Makes one batch.
+        data: Makes one batch, a tensor first.
         models: Name to a function that builds the model for a batch, ``"ours"`` among them. The
             others are named after the package that they need, or ``"eager"``.
         compiled: The models that are also run under ``torch.compile``.
@@ -100,7 +101,7 @@ class ModelCase:
 
     op: str
     name: str
-    data: Callable[[], tuple[Tensor, ...]]
+    data: Callable[[], tuple[Any, ...]]
     models: Mapping[str, Callable[..., Model]]
     compiled: tuple[str, ...] = ("eager", "ours")
     autocast: bool = False

@@ -48,18 +48,26 @@ def bars(axes: Axes, results: Sequence[dict[str, Any]], phase: str, rivals: Sequ
 
 
 def phase_figure(
-    report: dict[str, Any], phases: Sequence[str], rivals: Sequence[str] | None = None
+    report: dict[str, Any], phases: Sequence[str], chosen: Sequence[str] | None = None
 ) -> Figure | None:
     """Return bars of all results that have the first phase, one panel a phase."""
     results = [result for result in report["results"] if phases[0] in result]
     if not results:
         return None
-    shown = [phase for phase in phases if any(phase in result for result in results)]
-    figure = Figure(figsize=(6 + 3 * len(shown), 1.5 + 0.24 * len(results)), layout="constrained")
+    rivals = {
+        phase: [
+            name
+            for name in rivals_in([r for r in results if phase in r], phase)
+            if chosen is None or name in chosen
+        ]
+        for phase in phases
+    }
+    shown = [phase for phase in phases if rivals[phase]]
+    inches = max(0.24, 0.09 * max(map(len, rivals.values())))
+    figure = Figure(figsize=(6 + 3 * len(shown), 1.5 + inches * len(results)), layout="constrained")
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, phase in zip(panels, shown, strict=True):
-        having = [result for result in results if phase in result]
-        bars(axes, results, phase, rivals or rivals_in(having, phase))
+        bars(axes, results, phase, rivals[phase])
     panels[0].set_ylim(len(results), -0.5)
     return figure
 
@@ -145,6 +153,8 @@ def _scaling_panel(axes: Axes, sweep: dict[str, Any]) -> None:
         middle = np.exp(np.mean(np.log(seconds)) - power * np.mean(np.log(sizes)))
         axes.plot(sizes, middle * sizes**power, color=points.get_color(), linewidth=0.8)
     axes.set(xscale="log", yscale="log", title=sweep["op"], xlabel=sweep["axis"], ylabel="seconds")
+    axes.set_xticks(sizes, [str(size) for size in sweep["sizes"]])
+    axes.xaxis.minorticks_off()
     axes.legend(title="exponent", fontsize="x-small")
 
 
@@ -165,7 +175,7 @@ def draw(report: dict[str, Any], folder: Path, stem: str) -> list[Path]:
             for kind in () if figure is None else ("png", "svg"):
                 path = folder / f"{stem}-{name}.{kind}"
                 metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(path, dpi=100, metadata=metadata)
+                figure.savefig(path, dpi=80, metadata=metadata)
                 written.append(path)
     return written
 

@@ -12,6 +12,7 @@ import importlib
 import json
 import pkgutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def run_suite(
         section, run, cases = work[part]
         for case in cases:
             if options.op in (None, case.op):
+                started = time.perf_counter()
                 result = run(case, settings)
+                result["wall_seconds"] = round(time.perf_counter() - started, 1)
                 report[section].append(result)
                 yield result
 
@@ -133,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         if options.out is not None:  # after each case: a run cut short leaves what it has
             options.out.write_text(json.dumps(report, indent=1) + "\n")
+    seconds = sum(result["wall_seconds"] for result in report["results"] + report["scaling"])
+    sys.stdout.write(f"\n{seconds / 60:.1f} minutes\n")
     if not options.ours_only:
         sys.stdout.write("\n" + table.table(report, str(options.out)))
     return int(any("failed" in result for result in report["results"] + report["scaling"]))
