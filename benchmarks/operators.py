@@ -63,7 +63,8 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
     variants = {"ours": ours}
     if not settings.ours_only:
         variants = {"eager": Variant(case.eager, inputs), **variants}
-        rivals, remarks = rivals_of(case, inputs, exact, settings.device)
+        with settings.device:  # where the packages' layers keep their constants
+            rivals, remarks = rivals_of(case, inputs, exact, settings.device)
         result |= remarks
         result["memory"] = _memory(case, variants | rivals, settings.device)
         variants |= _compiled(case, inputs, settings) | rivals

@@ -57,6 +57,17 @@ def test_what_was_allocated_before_is_not_counted():
     assert footprint(replace, replace, CPU).peak == 4_000
 
 
+def test_what_a_first_call_keeps_for_good_is_not_counted():
+    cache: list[torch.Tensor] = []
+
+    def call() -> torch.Tensor:
+        if not cache:
+            cache.append(torch.empty(10_000))
+        return torch.empty(100)
+
+    assert footprint(call, call, CPU) == Footprint(peak=400, kept=400)
+
+
 def test_operators_are_counted():
     x = torch.randn(4)
     assert operator_calls(lambda: (x * x).exp(), CPU) == 2

@@ -171,22 +171,56 @@ def test_base_compares_medians_of_what_both_have():
     assert all(line.endswith("2.00x") for line in lines)
 
 
-def test_base_is_built_in_a_work_tree_of_its_own(tmp_path, monkeypatch):
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """A tree with one commit, whose setup.py does nothing but say that it ran."""
     root = tmp_path / "repository"
-    (root / "benchmarks").mkdir(parents=True)
-    (root / "benchmarks/a.py").write_text("old")
-    (root / "setup.py").write_text("from pathlib import Path; Path('built').write_text('yes')")
+    files = {
+        "benchmarks/a.py": "old", "flowops/a.py": "old", "csrc/a.cpp": "old",
+        "setup.py": "from pathlib import Path; Path('built').write_text('yes')",
+    }  # fmt: skip
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(root)]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "old"]):
         subprocess.run([*git, *command], check=True)
-    (root / "benchmarks/a.py").write_text("new")
     monkeypatch.setattr(base, "ROOT", root)
+    return root
+
+
+def test_base_is_built_in_a_work_tree_of_its_own(repository):
+    (repository / "benchmarks/a.py").write_text("new")
+    (repository / "flowops/a.py").write_text("new")
     with base.checkout("HEAD") as tree:
         assert (tree / "built").read_text() == "yes"
         assert (tree / "benchmarks/a.py").read_text() == "new"
-    assert not Path(tree).exists()
-    listed = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True)
-    assert listed.stdout.count("\n") == 1
+        assert (tree / "flowops/a.py").read_text() == "old"
+    assert not tree.exists()
+    command = ["git", "worktree", "list"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_base_is_built_where_the_kernels_differ(repository, changed):
+    (repository / "flowops/_C.so").write_text("module")
+    if changed:
+        (repository / "csrc/a.cpp").write_text("new")
+    with base.checkout("HEAD") as tree:
+        assert (tree / "built").exists() == changed
+        assert (tree / "flowops/_C.so").exists() != changed
+
+
+def test_base_that_does_not_build(repository):
+    (repository / "setup.py").write_text("raise SystemExit('no compiler')")
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "broken"],
+        cwd=repository,
+        check=True,
+    )
+    with pytest.raises(SystemExit, match="no compiler"), base.checkout("HEAD"):
+        pass
 
 
 def test_environment_names_the_commit():
