@@ -18,10 +18,10 @@ from flowops import ops
 
 CPU = torch.device("cpu")
 QUICK = Settings(CPU, compile=False, budget=0.01)
-SMALLEST = {}
-for case in sorted(op_cases(), key=lambda case: -case.traffic):
-    SMALLEST[case.op] = case
-RIVALS = [(case, rival) for case in SMALLEST.values() for rival in case.rivals]
+BY_SIZE = sorted(op_cases(), key=lambda case: -case.traffic)
+SMALLEST = {case.op: case for case in BY_SIZE}
+CONTESTED = {case.op: case for case in BY_SIZE if case.rivals}
+RIVALS = [(case, rival) for case in CONTESTED.values() for rival in case.rivals]
 
 
 def double(**changes) -> Case:
@@ -171,7 +171,9 @@ def test_models_and_sweeps_have_ours_beside_another():
         assert sweep.case_of(sweep.sizes[0]).op == sweep.op
 
 
-@pytest.mark.parametrize("arguments", [["--op", "no_op"], ["--rounds", "0"], ["--parts", "all"]])
+@pytest.mark.parametrize(
+    "arguments", [["--op", "no_op"], ["--rounds", "0", "--base", "none"], ["--parts", "all"]]
+)
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
