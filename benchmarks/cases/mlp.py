@@ -48,10 +48,11 @@ def case(batch: int, sizes: tuple[int, ...], residual: bool) -> Case:
         return made
 
     traffic = 4 * batch * (sizes[0] + sizes[-1])
+    flops = 2 * batch * sum(n_in * n_out for n_in, n_out in itertools.pairwise(sizes))
     kind = "residual" if residual else "plain"
     name = f"{batch} rows, {'-'.join(map(str, sizes))} float32, {kind}"
     functions = (eager, ours) if residual else (eager_plain, our_plain)
-    return Case("mlp", name, inputs, *functions, traffic)
+    return Case("mlp", name, inputs, *functions, traffic, flops=flops)
 
 
 CASES = [
