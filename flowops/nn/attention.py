@@ -163,7 +163,7 @@ class LinearAttention(nn.Module):
         )
         return self.out_proj(out.flatten(2)), state
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         for name, x in (("query", query), ("key", key), ("value", value)):
             if x.dim() != 3 or x.size(2) != self.embed_dim:
                 raise ValueError(
@@ -172,12 +172,16 @@ class LinearAttention(nn.Module):
                 )
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key and key is value:
-            rows = functional.linear(query, weight, bias).chunk(3, 2)
+            q, k, v = functional.linear(query, weight, bias).chunk(3, 2)
         else:
             biases = (None, None, None) if bias is None else bias.chunk(3)
             given = zip((query, key, value), weight.chunk(3), biases, strict=True)
-            rows = [functional.linear(x, w, b) for x, w, b in given]
-        return [x.unflatten(2, (self.num_heads, -1)) for x in rows]
+            q, k, v = (functional.linear(x, w, b) for x, w, b in given)
+        # Neither in a loop nor by unflatten: the compiler fails on both under torch.device.
+        return self._heads(q), self._heads(k), self._heads(v)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), x.size(1), self.num_heads, self.embed_dim // self.num_heads)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""

@@ -115,6 +115,9 @@ def test_compiles_whole() -> None:
     layer, x = make(causal=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, x, x)[0], layer(x, x, x)[0])
+    torch.compiler.reset()
+    with torch.device("cpu"):
+        torch.testing.assert_close(compiled(x, x, x)[0], layer(x, x, x)[0])
 
 
 def test_copies_and_pickles() -> None:
