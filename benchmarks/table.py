@@ -33,8 +33,8 @@ def table(report: dict[str, Any], source: str) -> str:
         f"commit `{e['commit']}` "
         f"([{Path(source).name}]({source})). `!`: the machine was never quiet.",
     ]
-    lines += op_table(report) + step_table(report) + sample_table(report) + package_table(report)
-    lines += scaling_table(report) + details(report) + failures(report)
+    lines += op_table(report) + step_table(report) + sample_table(report)
+    lines += details(report) + failures(report)
     return "\n".join(lines) + "\n"
 
 
@@ -126,16 +126,10 @@ def package_table(report: dict[str, Any]) -> list[str]:
         for result in results
         for name, reason in result["not_compared"].items()
     }
-    lines = [
-        "",
-        f"The packages' own functions, forward / forward + backward ({_versions(results)}):",
-    ]
-    lines += ["", *markdown(["op", "case", *packages], body)]
-    return (
-        [*lines, "", f"\\* Not the same outputs: {'; '.join(sorted(reasons))}."]
-        if reasons
-        else lines
-    )
+    lines = [f"Forward / forward + backward ({_versions(results)}).", ""]
+    lines += markdown(["op", "case", *packages], body)
+    notes = ["", f"\\* Not the same outputs: {'; '.join(sorted(reasons))}."] if reasons else []
+    return lines + notes
 
 
 def scaling_table(report: dict[str, Any]) -> list[str]:
@@ -152,16 +146,16 @@ def scaling_table(report: dict[str, Any]) -> list[str]:
         ]
         for sweep in sweeps
     ]
-    title = (
-        "Forward and backward cost grows as a power of the size, by least squares over the range:"
-    )
-    return ["", title, "", *markdown(["op", "size", "range", "ours", "eager"], body)]
+    title = "Exponents of forward + backward, by least squares in logarithms over the range."
+    return [title, "", *markdown(["op", "size", "range", "ours", "eager"], body)]
 
 
 def details(report: dict[str, Any]) -> list[str]:
-    """Return folded tables of bandwidth and memory, where they were measured."""
+    """Return the tables that few need, folded, where they were measured."""
     lines: list[str] = []
     for title, part in (
+        ("The packages' own functions", package_table(report)),
+        ("How the cost grows with a size", scaling_table(report)),
         ("Bandwidth and arithmetic of the forward passes", throughput_table(report)),
         ("Memory, most at a time and kept for the backward pass", memory_table(report)),
     ):

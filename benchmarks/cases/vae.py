@@ -1,6 +1,8 @@
-"""Training steps of a small VAE of digits: the sample and its KL divergence are what differs."""
+"""Training steps of a small VAE of digits: each network in one call, the sample with its KL."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +11,26 @@ from torch.nn import functional
 import flowops
 from benchmarks.case import Model, ModelCase
 from benchmarks.cases import gaussian_rsample
-from flowops.nn import GaussianRsample
+from flowops.nn import MLP, GaussianRsample
 
 PIXELS, HIDDEN = 784, 400
+
+
+def eager_network(n_in: int, n_out: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_in, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_out))
+
+
+def our_network(n_in: int, n_out: int) -> nn.Module:
+    return MLP(n_in, n_out, hidden=(HIDDEN,))
 
 
 class VAE(nn.Module):
     """Encoder and decoder of one hidden layer."""
 
-    def __init__(self, latent: int) -> None:
+    def __init__(self, network: Callable[[int, int], nn.Module], latent: int) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * latent)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(latent, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS)
-        )
+        self.encoder = network(PIXELS, 2 * latent)
+        self.decoder = network(latent, PIXELS)
 
     def negative_bound(self, x: Tensor, z: Tensor, kl: Tensor) -> Tensor:
         logits = self.decoder(z)
@@ -33,7 +39,7 @@ class VAE(nn.Module):
 
 
 def eager(x: Tensor, latent: int) -> Model:
-    vae = VAE(latent)
+    vae = VAE(eager_network, latent)
 
     def loss(x: Tensor) -> Tensor:
         return vae.negative_bound(x, *gaussian_rsample.eager(*vae.encoder(x).chunk(2, 1)))
@@ -43,7 +49,7 @@ def eager(x: Tensor, latent: int) -> Model:
 
 
 def ours(x: Tensor, latent: int) -> Model:
-    vae, draw = VAE(latent), GaussianRsample()
+    vae, draw = VAE(our_network, latent), GaussianRsample()
 
     def loss(x: Tensor) -> Tensor:
         return vae.negative_bound(x, *draw(vae.encoder(x)))
