@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from flowops import ops
@@ -31,9 +31,9 @@ class ReversibleSequential(Sequential):
 
     - Layers with ``reversible = False`` (autoregressive ones, :class:`Logit`, :class:`BatchNorm`)
       run as in :class:`Sequential`, keep what they keep there, and cut the chain in two.
-    - Gradients reach ``x``, ``context``, ``logdet`` and the layers' own parameters; not tensors
-      that a conditioner has from elsewhere. All parameters get theirs at the end of the backward
-      pass, so that data parallel training does not hide its communication behind it.
+    - Gradients reach ``x``, ``context``, ``logdet``, and the parameters and tensors that are
+      attributes of the layers' modules; not what a function has from elsewhere. They get theirs at
+      the end of the backward pass, so data parallel training cannot hide its communication.
     - A layer that draws random numbers (dropout) or changes its buffers in place (batch
       normalisation in a conditioner) finds both as they were, and leaves both as it found them.
     - Under autocast the conditioners run in the lower precision, the state in float32.
@@ -152,12 +152,7 @@ class _Layer:
         self.layer = layer
         self.reversible = layer.reversible
         modules = list(layer.modules())
-        self.slots = [
-            (module._parameters, name)
-            for module in modules
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        ]
+        self.slots = [slot for module in modules for slot in _slots(module)]
         self.buffers = [b for module in modules for b in module._buffers.values() if b is not None]
         self.tensors = [module[name] for module, name in self.slots]
         self.changed: list[tuple[Tensor, Tensor]] = []
@@ -193,6 +188,7 @@ class _Layer:
         Other parameters: hooks of the true ones must see their gradient once, from the chain.
         """
         now = [buffer.clone() for buffer, _ in self.changed]
+        held = [module.get(name) for module, name in self.slots]
         try:
             for buffer, before in self.changed:
                 buffer.copy_(before)
@@ -201,10 +197,23 @@ class _Layer:
             with _rng(self.random, device):
                 yield
         finally:
-            for (module, name), parameter in zip(self.slots, self.tensors, strict=True):
-                module[name] = parameter
+            for (module, name), tensor in zip(self.slots, held, strict=True):
+                module[name] = tensor
             for (buffer, _), value in zip(self.changed, now, strict=True):
                 buffer.copy_(value)
+
+
+def _slots(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where a module has its parameters, and tensors of a larger graph that it was handed.
+
+    Such as the weights that :func:`flowops.nn.utils.spectral_norm_model` makes for a whole model.
+    """
+    parameters = [(module._parameters, n) for n, t in module._parameters.items() if t is not None]
+    return parameters + [
+        (vars(module), name)
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.requires_grad
+    ]
 
 
 _Part = _Convolution | _Layer

@@ -36,7 +36,7 @@ from flowops.nn import (
     spline_parameters,
 )
 from flowops.nn.base import Bijector
-from flowops.nn.utils import spectral_norm
+from flowops.nn.utils import spectral_norm, spectral_norm_model
 from flowops.testing import randomize_
 
 FEATURES, CONTEXT = 6, 3
@@ -287,6 +287,19 @@ def test_hooks_of_parameters_see_their_gradient_once() -> None:
         for parameter in chain.parameters():
             parameter.register_hook(lambda grad: 3 * grad)
     _assert_equal(_gradients(pair[1], x), _gradients(pair[0], x))
+
+
+def test_weights_that_a_model_hands_to_its_layers() -> None:
+    pair = _pair(_steps(3))
+    for chain in pair:
+        torch.manual_seed(0)  # of the first vectors
+        spectral_norm_model(chain, types=(nn.Linear,))
+    x = torch.randn(8, FEATURES, dtype=torch.float64)
+    for _ in range(2):
+        _assert_equal(_gradients(pair[1], x), _gradients(pair[0], x))
+    state = pair[1].state_dict()
+    torch.testing.assert_close(dict(state), dict(pair[0].state_dict()))
+    copy.deepcopy(pair[1])  # nothing of a graph is left behind
 
 
 def test_shared_and_frozen_parameters() -> None:
