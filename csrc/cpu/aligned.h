@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -18,6 +19,15 @@ T* allocate_aligned(size_t count) {
 struct AlignedFree {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(kVectorBytes)); }
 };
+
+template <typename T>
+using AlignedArray = std::unique_ptr<T[], AlignedFree>;
+
+// Without values, too.
+template <typename T>
+AlignedArray<T> aligned_array(size_t count) {
+  return AlignedArray<T>(allocate_aligned<T>(count));
+}
 
 template <typename T>
 struct AlignedAllocator {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -17,6 +16,9 @@ namespace {
 // Rows that pass through all layers together, while their activations lie in the caches; a multiple of the
 // rows of small_gemm.h.
 constexpr int64_t kTileRows = 96;
+// Rows of a weight that are multiplied together, so that a few of their columns stay in the second-level
+// cache.
+constexpr int64_t kDepth = 512;
 // Partial sums of the weights' gradients: a fixed number, so that results do not depend on the number of
 // threads.
 constexpr int64_t kMaxSplits = 16;
@@ -50,14 +52,25 @@ MatrixRows<scalar_t> new_rows(const at::Tensor& x) {
 
 // Each row of `target` is the bias, and what `skip` has where it is given.
 template <typename T>
-void start_rows(int64_t rows, int64_t row, const T* bias, const T* skip, T* target) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
+void start_rows(int64_t rows, const MlpLayer<T>& layer, const T* skip, MatrixRows<T> target) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < row; j += kLanes) {
-      auto value = Vec<T>::load(bias + j);
-      if (skip != nullptr) value += Vec<T>::load(skip + i * row + j);
-      value.store(target + i * row + j);
+    for (int64_t j = 0; j < layer.output_columns; j += Vec<T>::kLanes) {
+      auto value = Vec<T>::load(layer.bias + j);
+      if (skip != nullptr) value += Vec<T>::load(skip + i * layer.output_row + j);
+      value.store(target.at(i, j));
     }
+  }
+}
+
+// c = or += a b.
+template <GemmStart kStart, typename Left, typename T>
+void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, const T* b, int64_t b_row,
+              MatrixRows<T> c) {
+  const int64_t first = std::min(kDepth, depth);
+  gemm<kStart>(rows, columns, first, a, b, b_row, c.data, c.row);
+  for (int64_t k = first; k < depth; k += kDepth) {
+    gemm<GemmStart::kTarget>(rows, columns, std::min(kDepth, depth - k), a.from_column(k), b + k * b_row,
+                             b_row, c.data, c.row);
   }
 }
 
@@ -73,54 +86,57 @@ template <typename scalar_t, typename T>
 class ForwardTile {
  public:
   ForwardTile(const MlpWeights<scalar_t, T>& weights, bool residual)
-      : layers_(weights.layers), residual_(residual), activations_(kTileRows * weights.longest_row()) {
-    for (auto& buffer : buffers_) buffer.resize(activations_.size());
+      : layers_(weights.layers), residual_(residual) {
+    const int64_t size = kTileRows * weights.longest_row();
+    activations_ = aligned_array<T>(size);
+    for (auto& buffer : buffers_) buffer = aligned_array<T>(size);
   }
 
   void run(int64_t first, int64_t rows, MatrixRows<const scalar_t> x, MatrixRows<scalar_t> hidden,
            MatrixRows<scalar_t> out) {
     const auto& input = layers_.front();
     for (int64_t i = 0; i < rows; ++i) {
-      load_row(x.at(first + i), activations_.data() + i * input.input_row, input.inputs);
+      load_row(x.at(first + i), activations_.get() + i * input.input_row, input.inputs);
     }
     for (size_t l = 0; l < layers_.size(); ++l) {
       const auto& layer = layers_[l];
       const bool last = l + 1 == layers_.size();
-      T* const target = last ? result(out, first) : buffers_[l % 3].data();
-      const T* const skip = has_skip(l, residual_) ? buffers_[(l - 2) % 3].data() : nullptr;
-      start_rows(rows, layer.output_row, layer.bias, skip, target);
-      gemm<GemmStart::kTarget>(rows, layer.output_row, layer.inputs,
-                               RowMajor<T>{activations_.data(), layer.input_row}, layer.weight,
-                               layer.output_row, target, layer.output_row);
+      const MatrixRows<T> target = last ? result(out, first) : buffer(l % 3, layer);
+      const T* const skip = has_skip(l, residual_) ? buffers_[(l - 2) % 3].get() : nullptr;
+      start_rows(rows, layer, skip, target);
+      multiply<GemmStart::kTarget>(rows, layer.output_columns, layer.inputs,
+                                   RowMajor<T>{activations_.get(), layer.input_row}, layer.weight,
+                                   layer.output_row, target);
       if (last) {
         store(rows, target, layer, out.at(first), out.row);
       } else {
         if (hidden.row > 0) store(rows, target, layer, hidden.at(first, layer.column), hidden.row);
-        relu_rows(rows * layer.output_row, target, activations_.data());
+        relu_rows(rows * layer.output_row, target.data, activations_.get());
       }
     }
   }
 
  private:
+  MatrixRows<T> buffer(size_t i, const MlpLayer<T>& layer) { return {buffers_[i].get(), layer.output_row}; }
+
   // Where the last layer writes: its place, if that has whole vectors of the arithmetic type.
-  T* result(MatrixRows<scalar_t> out, int64_t first) {
+  MatrixRows<T> result(MatrixRows<scalar_t> out, int64_t first) {
     if constexpr (std::is_same_v<scalar_t, T>) {
-      if (layers_.back().output_row == out.row) return out.at(first);
+      if (layers_.back().output_columns == out.row) return {out.at(first), out.row};
     }
-    return buffers_[0].data();
+    return buffer(0, layers_.back());
   }
 
-  static void store(int64_t rows, const T* source, const MlpLayer<T>& layer, scalar_t* target, int64_t row) {
-    if (static_cast<const void*>(source) == target) return;
-    for (int64_t i = 0; i < rows; ++i) {
-      store_row(source + i * layer.output_row, target + i * row, layer.outputs);
-    }
+  static void store(int64_t rows, MatrixRows<T> source, const MlpLayer<T>& layer, scalar_t* target,
+                    int64_t row) {
+    if (static_cast<const void*>(source.data) == target) return;
+    for (int64_t i = 0; i < rows; ++i) store_row(source.at(i), target + i * row, layer.outputs);
   }
 
   const std::vector<MlpLayer<T>>& layers_;
   bool residual_;
-  AlignedVector<T> activations_;
-  std::array<AlignedVector<T>, 3> buffers_;
+  AlignedArray<T> activations_;
+  std::array<AlignedArray<T>, 3> buffers_;
 };
 
 // The sums over the rows of a split: the gradients of the weights, as MlpWeights lays them out, each followed
@@ -131,7 +147,7 @@ class MlpSums {
   explicit MlpSums(const std::vector<MlpLayer<T>>& layers) {
     for (const auto& layer : layers) {
       starts_.push_back(size_);
-      size_ += layer.outputs * layer.input_row + layer.output_row;
+      size_ += layer.outputs * layer.input_row + layer.output_columns;
     }
   }
   int64_t size() const { return size_; }
@@ -146,11 +162,10 @@ class MlpSums {
 };
 
 template <typename T>
-void add_column_sums(int64_t rows, int64_t row, const T* source, T* sums) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
-  for (int64_t j = 0; j < row; j += kLanes) {
+void add_column_sums(int64_t rows, const MlpLayer<T>& layer, const T* gradient, T* sums) {
+  for (int64_t j = 0; j < layer.output_columns; j += Vec<T>::kLanes) {
     auto sum = Vec<T>::load(sums + j);
-    for (int64_t i = 0; i < rows; ++i) sum += Vec<T>::load(source + i * row + j);
+    for (int64_t i = 0; i < rows; ++i) sum += Vec<T>::load(gradient + i * layer.output_row + j);
     sum.store(sums + j);
   }
 }
@@ -171,43 +186,42 @@ template <typename scalar_t, typename T>
 class BackwardTile {
  public:
   BackwardTile(const MlpWeights<scalar_t, T>& weights, const MlpSums<T>& sums, bool residual)
-      : layers_(weights.layers),
-        sums_(sums),
-        residual_(residual),
-        outputs_(kTileRows * weights.longest_row()),
-        activations_(outputs_.size()) {
-    for (auto& buffer : buffers_) buffer.resize(outputs_.size());
+      : layers_(weights.layers), sums_(sums), residual_(residual) {
+    const int64_t size = kTileRows * weights.longest_row();
+    outputs_ = aligned_array<T>(size), activations_ = aligned_array<T>(size);
+    for (auto& buffer : buffers_) buffer = aligned_array<T>(size);
   }
 
   void run(int64_t first, int64_t rows, MatrixRows<const scalar_t> grad_out, MatrixRows<const scalar_t> x,
            MatrixRows<const scalar_t> hidden, T* sums, MatrixRows<scalar_t> grad_x) {
     const size_t last = layers_.size() - 1;
-    load(rows, grad_out.at(first), grad_out.row, layers_[last].outputs, buffers_[last % 3].data());
+    load(rows, grad_out.at(first), grad_out.row, layers_[last].outputs, buffers_[last % 3].get());
     for (size_t l = last + 1; l-- > 0;) {
       const auto& layer = layers_[l];
-      const T* const gradient = buffers_[l % 3].data();
-      T* const before = buffers_[(l + 2) % 3].data();  // of the layer before, or of x
+      const T* const gradient = buffers_[l % 3].get();
+      T* const before = buffers_[(l + 2) % 3].get();  // of the layer before, or of x
       if (l == 0) {
-        load(rows, x.at(first), x.row, layer.inputs, activations_.data());
+        load(rows, x.at(first), x.row, layer.inputs, activations_.get());
       } else {
-        load(rows, hidden.at(first, layers_[l - 1].column), hidden.row, layer.inputs, outputs_.data());
-        relu_rows(rows * layer.input_row, outputs_.data(), activations_.data());
+        load(rows, hidden.at(first, layers_[l - 1].column), hidden.row, layer.inputs, outputs_.get());
+        relu_rows(rows * layer.input_row, outputs_.get(), activations_.get());
       }
-      add_column_sums(rows, layer.output_row, gradient, sums + sums_.bias(l, layer));
-      gemm<GemmStart::kTarget>(layer.outputs, layer.input_row, rows,
-                               ColumnMajor<T>{gradient, layer.output_row}, activations_.data(),
-                               layer.input_row, sums + sums_.weight(l), layer.input_row);
-      gemm<GemmStart::kZero>(rows, layer.input_row, layer.outputs, RowMajor<T>{gradient, layer.output_row},
-                             layer.weight, layer.input_row, before, layer.input_row);
+      add_column_sums(rows, layer, gradient, sums + sums_.bias(l, layer));
+      multiply<GemmStart::kTarget>(layer.outputs, layer.input_columns, rows,
+                                   ColumnMajor<T>{gradient, layer.output_row}, activations_.get(),
+                                   layer.input_row, {sums + sums_.weight(l), layer.input_row});
+      multiply<GemmStart::kZero>(rows, layer.input_columns, layer.outputs,
+                                 RowMajor<T>{gradient, layer.output_row}, layer.weight, layer.input_row,
+                                 {before, layer.input_row});
       if (l > 0) {
         const bool skip = l < last && has_skip(l + 1, residual_);
-        relu_gradient_rows(rows * layer.input_row, outputs_.data(),
-                           skip ? buffers_[(l + 1) % 3].data() : nullptr, before);
+        relu_gradient_rows(rows * layer.input_row, outputs_.get(),
+                           skip ? buffers_[(l + 1) % 3].get() : nullptr, before);
       }
     }
     const auto& input = layers_.front();
     for (int64_t i = 0; i < rows; ++i) {
-      store_row(buffers_[2].data() + i * input.input_row, grad_x.at(first + i), input.inputs);
+      store_row(buffers_[2].get() + i * input.input_row, grad_x.at(first + i), input.inputs);
     }
   }
 
@@ -215,15 +229,15 @@ class BackwardTile {
   // Whole vectors are read later, but what lies beyond `size` never joins what is kept.
   static void load(int64_t rows, const scalar_t* source, int64_t source_row, int64_t size, T* target) {
     for (int64_t i = 0; i < rows; ++i) {
-      load_row(source + i * source_row, target + i * whole_vectors<T>(size), size);
+      load_row(source + i * source_row, target + i * row_step<T>(size), size);
     }
   }
 
   const std::vector<MlpLayer<T>>& layers_;
   const MlpSums<T>& sums_;
   bool residual_;
-  AlignedVector<T> outputs_, activations_;
-  std::array<AlignedVector<T>, 3> buffers_;
+  AlignedArray<T> outputs_, activations_;
+  std::array<AlignedArray<T>, 3> buffers_;
 };
 
 // Adds the splits up, one after another, and hands out the gradients of the weights and biases.
@@ -245,13 +259,13 @@ void share_out(const std::vector<MlpLayer<T>>& layers, const MlpSums<T>& sums, c
     auto* const weight = grad_weight[l].mutable_data_ptr<scalar_t>();
     at::parallel_for(
         0, layer.outputs, kGrainWork / (1 + layer.input_row) + 1, [&](int64_t begin, int64_t end) {
-          AlignedVector<T> row(layer.input_row);
+          const auto row = aligned_array<T>(layer.input_columns);
           for (int64_t i = begin; i < end; ++i) {
-            total(sums.weight(l) + i * layer.input_row, layer.inputs, weight + i * layer.inputs, row.data());
+            total(sums.weight(l) + i * layer.input_row, layer.inputs, weight + i * layer.inputs, row.get());
           }
         });
-    AlignedVector<T> row(layer.output_row);
-    total(sums.bias(l, layer), layer.outputs, grad_bias[l].mutable_data_ptr<scalar_t>(), row.data());
+    const auto row = aligned_array<T>(layer.output_columns);
+    total(sums.bias(l, layer), layer.outputs, grad_bias[l].mutable_data_ptr<scalar_t>(), row.get());
   }
 }
 
@@ -279,7 +293,7 @@ void backward(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor&
   const MlpSums<T> sums(weights.layers);
   const int64_t batch = x.size(0), tiles = (batch + kTileRows - 1) / kTileRows;
   const int64_t splits = std::clamp<int64_t>(tiles, 1, kMaxSplits);
-  const std::unique_ptr<T[], AlignedFree> partial(allocate_aligned<T>(splits * sums.size()));
+  const auto partial = aligned_array<T>(splits * sums.size());
   at::parallel_for(0, splits, tile_grain(weights.layers), [&](int64_t begin, int64_t end) {
     BackwardTile<scalar_t, T> tile(weights, sums, residual);
     for (int64_t s = begin; s < end; ++s) {

@@ -22,11 +22,20 @@ int64_t whole_vectors(int64_t size) {
   return (size + kLanes - 1) / kLanes * kLanes;
 }
 
+// From one row of such a matrix to the next: not a multiple of 2 kB, which would put the columns of wide rows
+// into a few sets of the caches.
+template <typename T>
+int64_t row_step(int64_t size) {
+  const int64_t row = whole_vectors<T>(size);
+  return row * sizeof(T) % 2048 == 0 ? row + Vec<T>::kLanes : row;
+}
+
 template <typename T>
 struct MlpLayer {
   int64_t inputs, outputs;
-  int64_t input_row, output_row;  // whole vectors
-  int64_t column;                 // of its outputs in `hidden`
+  int64_t input_columns, output_columns;  // whole vectors
+  int64_t input_row, output_row;          // from one row to the next
+  int64_t column;                         // of its outputs in `hidden`
   T* weight;
   T* bias;  // may be null
 };
@@ -42,18 +51,18 @@ class MlpWeights {
     int64_t column = 0, size = 0;
     for (const auto& w : weight) {
       const int64_t outputs = w.size(0), inputs = w.size(1);
-      const int64_t input_row = whole_vectors<T>(inputs), output_row = whole_vectors<T>(outputs);
-      layers.push_back({inputs, outputs, input_row, output_row, column, nullptr, nullptr});
-      size += transposed ? input_row * output_row : outputs * input_row;
-      if (!bias.empty()) size += output_row;
+      layers.push_back({inputs, outputs, whole_vectors<T>(inputs), whole_vectors<T>(outputs),
+                        row_step<T>(inputs), row_step<T>(outputs), column, nullptr, nullptr});
+      size += elements(layers.back(), transposed);
+      if (!bias.empty()) size += layers.back().output_columns;
       column += outputs;
     }
-    memory_.resize(size);
-    T* free = memory_.data();
+    memory_ = aligned_array<T>(size);
+    T* free = memory_.get();
     for (auto& layer : layers) {
       layer.weight = free;
-      free += transposed ? layer.input_row * layer.output_row : layer.outputs * layer.input_row;
-      if (!bias.empty()) layer.bias = free, free += layer.output_row;
+      free += elements(layer, transposed);
+      if (!bias.empty()) layer.bias = free, free += layer.output_columns;
     }
     for (size_t i = 0; i < layers.size(); ++i) pack(weight[i], layers[i], transposed);
     for (size_t i = 0; i < bias.size(); ++i) {
@@ -72,6 +81,10 @@ class MlpWeights {
   std::vector<MlpLayer<T>> layers;
 
  private:
+  static int64_t elements(const MlpLayer<T>& layer, bool transposed) {
+    return transposed ? layer.input_columns * layer.output_row : layer.outputs * layer.input_row;
+  }
+
   static void pack(const at::Tensor& weight, const MlpLayer<T>& layer, bool transposed) {
     const at::Tensor source = weight.contiguous();
     const auto* data = source.const_data_ptr<scalar_t>();
@@ -79,13 +92,13 @@ class MlpWeights {
     const int64_t blocks = (layer.outputs + kPackedRows - 1) / kPackedRows;
     const int64_t grain = 16384 / (1 + kPackedRows * layer.input_row) + 1;
     at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-      AlignedVector<T> rows(transposed ? kPackedRows * layer.input_row : 0);
-      std::vector<const T*> vectors(layer.input_row / kLanes);
-      for (size_t v = 0; v < vectors.size(); ++v) vectors[v] = rows.data() + v * kLanes;
+      const auto rows = aligned_array<T>(transposed ? kPackedRows * layer.input_row : 0);
+      std::vector<const T*> vectors(layer.input_columns / kLanes);
+      for (size_t v = 0; v < vectors.size(); ++v) vectors[v] = rows.get() + v * kLanes;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kPackedRows;
         const int64_t count = std::min(kPackedRows, layer.outputs - first);
-        T* target = transposed ? rows.data() : layer.weight + first * layer.input_row;
+        T* target = transposed ? rows.get() : layer.weight + first * layer.input_row;
         for (int64_t i = 0; i < count; ++i) {
           load_row(data + (first + i) * layer.inputs, target + i * layer.input_row, layer.inputs);
         }
@@ -97,7 +110,7 @@ class MlpWeights {
     });
   }
 
-  AlignedVector<T> memory_;
+  AlignedArray<T> memory_;
 };
 
 }  // namespace flowops

@@ -15,7 +15,14 @@ from flowops.testing import assert_close
 
 # Batch, then the widths of x and of each layer's output: residual where the layers are even and the
 # hidden ones equal. Several tiles, one row, whole vectors and odd sizes, one layer alone.
-RESIDUAL = ((5, 3, 7, 7, 7, 11), (200, 16, 64, 64, 64, 64, 64, 48), (1, 1, 1, 1), (300, 25, 37, 5))
+# One with more rows of a weight than are multiplied together, and a stride that is padded.
+RESIDUAL = (
+    (5, 3, 7, 7, 7, 11),
+    (200, 16, 64, 64, 64, 64, 64, 48),
+    (7, 600, 1024, 1024, 1024, 530),
+    (1, 1, 1, 1),
+    (300, 25, 37, 5),
+)
 PLAIN = ((5, 3, 7, 11), (200, 16, 64, 32, 130), (97, 6, 4), (1, 1, 1, 1, 1))
 NETWORKS = [*((sizes, True) for sizes in RESIDUAL), *((sizes, False) for sizes in PLAIN)]
 Network = tuple[Tensor, list[Tensor], list[Tensor]]
