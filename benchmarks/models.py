@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.case import Model, ModelCase, installed
 from benchmarks.memory import footprint, operator_calls
-from benchmarks.settings import Settings, rows, versions
+from benchmarks.settings import Settings, first_line, rows, versions
 from flowops.timing import measure
 
 #: Steps after which a model must have learned something.
@@ -114,7 +114,7 @@ def _trainees(
             with torch.no_grad():
                 _ = candidate.sample and candidate.sample()
         except Exception as error:  # another project's code must not end the run
-            failure = f"{type(error).__name__}: {error}"
+            failure = first_line(error)
         if failure:
             left_out[name] = failure
         else:

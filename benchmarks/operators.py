@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Function, Rival, installed, recording, with_backward
 from benchmarks.memory import Footprint, footprint
-from benchmarks.settings import Settings, rows, versions
+from benchmarks.settings import Settings, first_line, rows, versions
 from flowops.timing import measure
 
 #: Rows of the square matrices whose product is the roof of what multiplies.
@@ -109,7 +109,7 @@ def _try_rival(
             return variant, ""
         return variant, gate(case, variant, exact)[1]
     except Exception as error:  # another project's code must not end the run
-        return None, f"{type(error).__name__}: {error}"
+        return None, first_line(error)
 
 
 def _compiled(case: Case, inputs: Sequence[Tensor], settings: Settings) -> dict[str, Variant]:

@@ -72,6 +72,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return {name: importlib.metadata.version(owners[name][0]) for name in packages}
 
 
+def first_line(error: Exception) -> str:
+    """What a report says of an error: the lines after the first are for a terminal."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def rows(timings: Mapping[str, Timing]) -> dict[str, Any]:
     """The timings as JSON."""
     return {name: asdict(timing) for name, timing in timings.items()}

@@ -1,4 +1,4 @@
-"""Writes the table of a committed result into README.md, between its markers.
+"""Writes the tables of a committed result into README.md and docs/benchmarks.md, between markers.
 
 ``python -m benchmarks.table benchmarks/results/FILE.json [--check]``
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmark table: begin -->\n", "<!-- benchmark table: end -->\n"
 
 
@@ -25,7 +25,12 @@ def cell(rows: dict[str, Any] | None, rival: str) -> str:
 
 
 def table(report: dict[str, Any], source: str) -> str:
-    """Return the Markdown of one report."""
+    """Return all Markdown of one report."""
+    return summary(report, source) + details(report)
+
+
+def summary(report: dict[str, Any], source: str) -> str:
+    """Return the tables for README.md: ops, training steps and samples; and what failed."""
     e = report["environment"]
     lines = [
         "Times faster than PyTorch, eager and `torch.compile`d, medians of interleaved samples; "
@@ -33,8 +38,7 @@ def table(report: dict[str, Any], source: str) -> str:
         f"commit `{e['commit']}` "
         f"([{Path(source).name}]({source})). `!`: the machine was never quiet.",
     ]
-    lines += op_table(report) + step_table(report) + sample_table(report)
-    lines += details(report) + failures(report)
+    lines += op_table(report) + step_table(report) + sample_table(report) + failures(report)
     return "\n".join(lines) + "\n"
 
 
@@ -150,8 +154,8 @@ def scaling_table(report: dict[str, Any]) -> list[str]:
     return [title, "", *markdown(["op", "size", "range", "ours", "eager"], body)]
 
 
-def details(report: dict[str, Any]) -> list[str]:
-    """Return the tables that few need, folded, where they were measured."""
+def details(report: dict[str, Any]) -> str:
+    """Return the tables for docs/benchmarks.md, of what was measured."""
     lines: list[str] = []
     for title, part in (
         ("The packages' own functions", package_table(report)),
@@ -160,8 +164,8 @@ def details(report: dict[str, Any]) -> list[str]:
         ("Memory, most at a time and kept for the backward pass", memory_table(report)),
     ):
         if part:
-            lines += ["", f"<details><summary>{title}</summary>", "", *part, "", "</details>"]
-    return lines
+            lines += ["", f"### {title}", "", *part]
+    return "\n".join([*lines, ""])
 
 
 def throughput_table(report: dict[str, Any]) -> list[str]:
@@ -229,15 +233,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("result", type=Path)
     parser.add_argument("--check", action="store_true", help="only say whether README.md has it")
     options = parser.parse_args(arguments)
-    source = options.result.resolve().relative_to(README.parent).as_posix()
-    text = README.read_text()
+    source = options.result.resolve().relative_to(ROOT).as_posix()
+    report = json.loads(options.result.read_text())
+    tables = {"README.md": summary(report, source), "docs/benchmarks.md": details(report)}
+    stale = [name for name, text in tables.items() if not _put(ROOT / name, text, options.check)]
+    return int(options.check and bool(stale))
+
+
+def _put(path: Path, tables: str, check: bool) -> bool:
+    """Write the tables between the file's markers, unless only to check; were they there?"""
+    text = path.read_text()
     head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    wanted = head + BEGIN + table(json.loads(options.result.read_text()), source) + END + tail
-    if options.check:
-        return int(wanted != text)
-    README.write_text(wanted)
-    return 0
+    wanted = head + BEGIN + tables + END + rest.split(END)[1]
+    if not check:
+        path.write_text(wanted)
+    return wanted == text
 
 
 if __name__ == "__main__":

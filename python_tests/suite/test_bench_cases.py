@@ -85,7 +85,7 @@ def test_rivals_are_held_to_the_gate():
         return Rival(package, lambda: function, **more)
 
     def explode(x):
-        raise RuntimeError("no such thing")
+        raise RuntimeError("no such thing\nin a file")
 
     rivals = (
         rival("torch", lambda x: [-2 * x], adapt=lambda x: [-x]),
