@@ -5,12 +5,14 @@
 #include <c10/util/Exception.h>
 
 #include <optional>
+#include <vector>
 
 #define FLOWOPS_CHECK(op, condition, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
 
 namespace flowops {
 
 using OptionalTensor = std::optional<at::Tensor>;
+using TensorVector = std::vector<at::Tensor>;
 
 // Log-determinants and per-channel parameters are held in this type.
 inline at::ScalarType accumulation_type(at::ScalarType type) {

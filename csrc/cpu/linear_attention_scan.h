@@ -4,7 +4,6 @@
 #include <ATen/OpMathType.h>
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -76,7 +75,7 @@ class HeadScan {
       reserve_rows(twin_query_, columns), reserve_rows(twin_sums_, width_);
       reserve(twin_columns_, width_ * kChunk);
     }
-    memory_.reset(allocate_aligned<T>(size));
+    memory_ = aligned_array<T>(size);
     for (const auto& [part, offset] : parts) *part = memory_.get() + offset;
   }
 
@@ -350,7 +349,7 @@ class HeadScan {
   Part part_{};
   // Of the chunk: the time of its first row, and its rows. The head whose turn it is, from the first one.
   int64_t time_ = 0, count_ = 0, turn_ = 0;
-  std::unique_ptr<T, AlignedFree> memory_;
+  AlignedArray<T> memory_;
   ChunkRows<T> query_, key_, value_, sums_, tail_, denominator_, twin_query_, twin_sums_;
   T *states_, *z_states_, *columns_of_rows_, *scores_, *twin_columns_ = nullptr;
 };

@@ -18,7 +18,6 @@
 
 namespace flowops {
 
-using TensorVector = std::vector<at::Tensor>;
 using PreparedWeights = std::tuple<TensorVector, TensorVector, at::Tensor>;
 
 // Results are in the accumulation type of the parameters: float32 for halves.

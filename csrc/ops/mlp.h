@@ -10,14 +10,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <tuple>
-#include <utility>
-#include <vector>
 
 #include "common/checks.h"
 
 namespace flowops {
-
-using TensorVector = std::vector<at::Tensor>;
 
 // The result and `hidden`, both like x.
 std::tuple<at::Tensor, at::Tensor> mlp(const at::Tensor& x, at::TensorList weight, at::TensorList bias,

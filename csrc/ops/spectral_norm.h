@@ -19,7 +19,6 @@
 
 namespace flowops {
 
-using TensorVector = std::vector<at::Tensor>;
 using SpectralNormResult = std::tuple<TensorVector, TensorVector, TensorVector, at::Tensor>;
 
 // Weights, u, v, and sigma (layers,) in the accumulation type.
