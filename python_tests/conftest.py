@@ -57,3 +57,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object) -> str | None:
+    """Call a dtype by its name, so that ``-k float32`` selects."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,14 @@ def test_write_ties_the_results_to_the_sources(tmp_path):
 
 def test_info_names_the_unverified_ops():
     assert _library.info()["cuda_not_verified"] == record.unverified()
+
+
+def test_sanitizer_has_tests_to_run() -> None:
+    root = Path(__file__).resolve().parents[1]
+    (selection,) = re.findall(r'-k "(.*?)"', (root / "benchmarks/gpu_check.sh").read_text())
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-k", selection]
+    done = subprocess.run(
+        [*command, "python_tests/ops/test_mlp.py"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "float32" in done.stdout
