@@ -37,7 +37,7 @@ def make_network(
         return torch.randn(shape, dtype=torch.float64).to(device, dtype)
 
     pairs = list(itertools.pairwise(sizes[1:]))
-    weight = [normal(o, i) / i**0.5 for i, o in pairs]
+    weight = [normal(o, i) / max(i, 1) ** 0.5 for i, o in pairs]
     return normal(*sizes[:2]), weight, [normal(o) / 2 for _, o in pairs]
 
 
@@ -86,6 +86,17 @@ def test_gradient_of_halves(dtype: torch.dtype, device: torch.device) -> None:
         # The unit roundoff of values about 20, in sums of 100 of them.
         bound = 100 * torch.finfo(dtype).eps * want.abs().max().clamp_min(1)
         assert ((grad.double() - want).abs() < bound).all()
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 4, 2), (3, 2, 4, 0), (0, 2, 4, 3), (3, 2, 0, 3)])
+def test_empty_sizes(sizes: tuple[int, ...], device: torch.device) -> None:
+    network = make_network(sizes, device)
+    leaves = leaves_of(network)
+    ours, expected = ops.mlp(*network), reference.mlp(*network)
+    assert_close(ours, expected, dtype=torch.float64)
+    grads = torch.autograd.grad(ours.sum(), leaves), torch.autograd.grad(expected.sum(), leaves)
+    for got, want in zip(*grads, strict=True):
+        assert_close(got, want, dtype=torch.float64)
 
 
 @pytest.fixture
