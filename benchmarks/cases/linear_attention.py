@@ -44,19 +44,20 @@ def causal_chunked(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     return [out.transpose(2, 3).reshape(batch, time, heads, -1)]
 
 
-def load_fast_transformers(causal: bool) -> Function:
+def load_fast_transformers(size: tuple[int, ...], causal: bool) -> Function:
+    """The package's layer, and the masks that a model makes once for all its layers and steps."""
     from fast_transformers import attention, masking
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        batch, time, _, width = q.shape
-        lengths = masking.LengthMask(torch.full((batch,), time, device=q.device))
-        if causal:
-            mask = masking.TriangularCausalMask(time, device=q.device)
-            return [attention.CausalLinearAttention(width)(q, k, v, mask, lengths, lengths)]
-        mask = masking.FullMask(time, device=q.device)
-        return [attention.LinearAttention(width)(q, k, v, mask, lengths, lengths)]
-
-    return call
+    batch, time, _, width = size
+    device = torch.get_default_device()
+    lengths = masking.LengthMask(torch.full((batch,), time, device=device))
+    if causal:
+        layer = attention.CausalLinearAttention(width)
+        mask = masking.TriangularCausalMask(time, device=device)
+    else:
+        layer = attention.LinearAttention(width)
+        mask = masking.FullMask(time, device=device)
+    return lambda q, k, v: [layer(q, k, v, mask, lengths, lengths)]
 
 
 def load_fla() -> Function:
@@ -67,8 +68,8 @@ def load_fla() -> Function:
     ]
 
 
-def rivals(causal: bool) -> tuple[Rival, ...]:
-    peer = Rival("fast_transformers", partial(load_fast_transformers, causal))
+def rivals(size: tuple[int, ...], causal: bool) -> tuple[Rival, ...]:
+    peer = Rival("fast_transformers", partial(load_fast_transformers, size, causal))
     return (peer, Rival("fla", load_fla, devices=("cuda",))) if causal else (peer,)
 
 
@@ -82,7 +83,7 @@ def case(name: str, eager: object, size: tuple[int, ...], causal: bool) -> Case:
         4 * 4 * torch.Size(size).numel(),
         # What must be done whatever the chunks: each key into a state, each query out of it.
         flops=4 * torch.Size(size).numel() * size[-1],
-        rivals=rivals(causal),
+        rivals=rivals(size, causal),
     )
 
 
