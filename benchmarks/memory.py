@@ -1,18 +1,23 @@
-"""Bytes that a call allocates, and operators that it runs, counted and not estimated."""
+"""Bytes that a call allocates or moves, and operators that it runs, counted and not estimated."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # The profiler writes two lines to stderr each time it runs, at every lower level.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+#: Operators whose first tensor gives a shape or a place alone, as do ``new_*`` and ``*_like``.
+UNREAD = ("random_key", "copy_", "fill_", "zero_")
 
 
 @dataclass(frozen=True)
@@ -100,3 +105,51 @@ def _launches(call: Callable[[], object]) -> int:
         torch.cuda.synchronize()
     names = (event.name() for event in profiler.profiler.kineto_results.events())
     return sum(name in ("cudaLaunchKernel", "cuLaunchKernel", "cuLaunchKernelEx") for name in names)
+
+
+class _Traffic(TorchDispatchMode):
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        inputs = args, {name: value for name, value in kwargs.items() if name != "out"}
+        read, written = _tensors(inputs), _tensors(result)
+        storages = {t.untyped_storage().data_ptr() for t in read if t.numel()}
+        if not func._schema.is_mutable:
+            written = [t for t in written if t.untyped_storage().data_ptr() not in storages]
+            if not written:  # a view, or nothing but numbers for Python
+                return result
+        name = func._schema.name.split("::")[1]
+        if name in UNREAD or name.startswith("new_") or name.endswith("_like"):
+            read = read[1:]
+        if not name.startswith(("empty", "new_empty")):
+            self.total += _nbytes(read) + _nbytes(written)
+        return result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _nbytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the elements; one that has several names or indices is counted once."""
+    distinct = {(t.data_ptr(), t.dtype, t.size(), t.stride()): t for t in tensors}
+    return sum(_elements(t) * t.element_size() for t in distinct.values())
+
+
+def _elements(tensor: Tensor) -> int:
+    sizes = zip(tensor.size(), tensor.stride(), strict=True)
+    return torch.Size(n for n, stride in sizes if stride or not n).numel()
+
+
+def operator_bytes(call: Callable[[], object]) -> int:
+    """Bytes that the operators of ``call`` read and write.
+
+    Each takes its tensors from memory once and puts its results there; views are free.
+    """
+    with _Traffic() as traffic:
+        call()
+    return traffic.total

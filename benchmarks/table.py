@@ -208,6 +208,40 @@ def memory_table(report: dict[str, Any]) -> list[str]:
     return ["In MB.", "", *markdown(head, body)] if body else []
 
 
+def traffic_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of the table of the bytes that ``benchmarks.traffic`` counted."""
+    e = report["environment"]
+    title = (
+        "In MB, and how many times ours, counted and not timed (`python -m benchmarks.traffic`): "
+        f"{e['cuda'] or 'CPU'} code, torch {e['torch']}, commit `{e['commit']}`. Least: what the "
+        "forward pass must move, as for the bandwidths."
+    )
+    body = [
+        [
+            f"`{result['op']}`",
+            result["case"],
+            f"{result['traffic'] / 1e6:.3g}",
+            *(
+                traffic_cell(result["bytes"].get(phase), name)
+                for phase in ("forward", "forward_backward")
+                for name in ("ours", "compile", "eager")
+            ),
+        ]
+        for result in report["results"]
+    ]
+    both = ["forward + backward: ours", "compile", "eager"]
+    head = ["op", "case", "least", "forward: ours", "compile", "eager", *both]
+    return [title, "", *markdown(head, body)]
+
+
+def traffic_cell(counts: dict[str, int] | None, name: str) -> str:
+    """MB, and how many times ours."""
+    if counts is None:
+        return "-"
+    times = "" if name == "ours" else f" ({counts[name] / counts['ours']:.1f})"
+    return f"{counts[name] / 1e6:.3g}{times}"
+
+
 def megabytes(memory: dict[str, Any], name: str, key: str) -> str:
     return f"{memory[name][key] / 1e6:.3g}" if name in memory else "-"
 

@@ -75,6 +75,16 @@ def test_table_says(line):
     assert line in table.table(REPORT, "benchmarks/results/r.json")
 
 
+def test_table_of_bytes_says():
+    counts = {"ours": 2_000_000, "compile": 3_000_000, "eager": 8_000_000}
+    result = {"op": "spline", "case": "(4, 4)", "traffic": 1.5e6, "bytes": {"forward": counts}}
+    lines = table.traffic_table(
+        {"environment": REPORT["environment"] | {"cuda": None}, "results": [result]}
+    )
+    assert "commit `abc`" in lines[0]
+    assert lines[-1] == "| `spline` | (4, 4) | 1.5 | 2 | 3 (1.5) | 8 (4.0) | - | - | - |"
+
+
 def test_table_of_models_alone_has_no_empty_parts():
     report = REPORT | {"results": REPORT["results"][2:], "scaling": []}
     text = table.table(report, "r.json")
