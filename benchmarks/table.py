@@ -1,6 +1,7 @@
 """Writes the tables of a committed result into README.md and docs/benchmarks.md, between markers.
 
-``python -m benchmarks.table benchmarks/results/FILE.json [--check]``
+``python -m benchmarks.table benchmarks/results/FILE.json [--check]``; the bytes of
+``benchmarks/results/traffic.json`` go with them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAFFIC = ROOT / "benchmarks/results/traffic.json"
 BEGIN, END = "<!-- benchmark table: begin -->\n", "<!-- benchmark table: end -->\n"
 
 
@@ -269,7 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = options.result.resolve().relative_to(ROOT).as_posix()
     report = json.loads(options.result.read_text())
-    tables = {"README.md": summary(report, source), "docs/benchmarks.md": details(report)}
+    traffic = traffic_table(json.loads(TRAFFIC.read_text()))
+    pages = details(report) + "\n".join(["", "### Bytes read and written", "", *traffic, ""])
+    tables = {"README.md": summary(report, source), "docs/benchmarks.md": pages}
     stale = [name for name, text in tables.items() if not _put(ROOT / name, text, options.check)]
     return int(options.check and bool(stale))
 
