@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -45,18 +47,27 @@ class Bijector(nn.Module):
         """Map noise to data: ``(x, logdet)``. See :class:`Bijector`."""
         raise NotImplementedError(f"{type(self).__name__}: inverse must be defined")
 
-    def rebuild(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(x, z, logdet)`` for an output ``z``: its input, and a graph from there.
+    @torch.enable_grad()
+    def undo(
+        self,
+        z: Tensor,
+        context: Tensor | None,
+        grads: tuple[Tensor, Tensor],
+        wanted: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Return the input of ``forward`` for its output ``z``, with its gradient and more.
 
-        For :class:`ReversibleSequential`'s backward pass, with gradients enabled. ``x`` is a new
-        leaf that requires a gradient; ``z`` and ``logdet`` are ``forward(x, context)`` again. By
-        default this is ``inverse``, then ``forward``; a layer that can share work between the two
-        defines its own. Forward hooks of the layer do not run a second time.
+        For :class:`ReversibleSequential`'s backward pass. ``grads`` are the gradients of ``z`` and
+        of the log-determinant; the last result has those of ``wanted``, parameters or the context,
+        None where nothing depends on one. By default this is ``inverse``, ``forward`` with a graph,
+        and its gradients; a layer that can share work between them defines its own. Forward hooks
+        of the layer do not run a second time.
         """
         with torch.no_grad():
             x = self.inverse(z, context)[0]
         x = x.detach().requires_grad_()
-        return x, *self.forward(x, context)
+        grad_x, *others = gradients(self.forward(x, context), [x, *wanted], grads)
+        return x.detach(), torch.zeros_like(x) if grad_x is None else grad_x, others
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -66,6 +77,21 @@ class Bijector(nn.Module):
         set. Layers that were initialised before, or whose state was loaded, keep their values.
         """
         return self(x, context)[0]
+
+
+def gradients(
+    outs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return the gradients of ``inputs``; what has no graph or no gradient adds nothing."""
+    ends = [
+        (out, grad)
+        for out, grad in zip(outs, grads, strict=True)
+        if grad is not None and out.requires_grad
+    ]
+    if not ends:
+        return [None] * len(inputs)
+    outs, grads = zip(*ends, strict=True)
+    return list(torch.autograd.grad(outs, inputs, grads, allow_unused=True))
 
 
 def zeros_logdet(x: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowops import ops
-from flowops.nn.base import Bijector
+from flowops.nn.base import Bijector, gradients
+from flowops.ops.affine_coupling import affine_coupling_backward
 
 _SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
 
@@ -85,16 +87,30 @@ class Coupling(Bijector):
         condition = getattr(self.conditioner, "initialize", self.conditioner)
         return self._couple(x, context, None, condition, inverse=False)[0]
 
-    def rebuild(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """See :class:`Bijector`; the conditioner runs once."""
-        x = z.clone().requires_grad_()
-        kept, moved = self._parts(x)
+    @torch.enable_grad()
+    def undo(
+        self,
+        z: Tensor,
+        context: Tensor | None,
+        grads: tuple[Tensor, Tensor],
+        wanted: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """See :class:`Bijector`; the conditioner runs once, and the coupling only backwards."""
+        kept, moved_z = self._parts(z)
+        kept = kept.detach().requires_grad_()
         raw = self.conditioner(kept, context)
+        params = raw.detach().to(z.dtype)  # 16 bits under autocast
         with torch.no_grad():
-            # Through .data, as no change: the conditioner has saved `kept`, which shares memory
-            # with x, and none of it is written.
-            moved.data.copy_(self._move(moved, raw, None, inverse=True)[0])
-        return x, *self._join(kept, *self._move(moved, raw, None, inverse=False))
+            moved = self._move(moved_z, params, None, inverse=True)[0]
+        grad_kept, grad_z = self._parts(grads[0])
+        grad_x, grad_params, own = self._move_backward(moved, moved_z, params, (grad_z, grads[1]))
+        ends, end_grads = zip((raw, grad_params.to(raw.dtype)), *own, strict=True)
+        more, *others = gradients(ends, [kept, *wanted], end_grads)
+        if self.mask is None:
+            grad_x = self._join(grad_kept if more is None else grad_kept + more, grad_x)
+        elif more is not None:
+            grad_x = grad_x + more * self.mask  # which has what the kept part gave to z
+        return self._join(kept.detach(), moved), grad_x, others
 
     def _couple(
         self,
@@ -106,8 +122,8 @@ class Coupling(Bijector):
         inverse: bool,
     ) -> tuple[Tensor, Tensor]:
         kept, moved = self._parts(x)
-        raw = condition(kept, context)
-        return self._join(kept, *self._move(moved, raw, logdet, inverse=inverse))
+        moved, total = self._move(moved, condition(kept, context), logdet, inverse=inverse)
+        return self._join(kept, moved), total
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the conditioner sees of ``x``, and what the kernel moves."""
@@ -120,16 +136,34 @@ class Coupling(Bijector):
             moved, kept = x.split([self.moved_channels, self.kept_channels], 1)
         return kept, moved
 
-    def _join(self, kept: Tensor, moved: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
         if self.mask is not None:
-            return moved, logdet
-        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1), logdet
+            return moved
+        return torch.cat([kept, moved] if self.keep == "first" else [moved, kept], 1)
 
     def _move(
         self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
         """Transform ``moved``, where the mask is False, as ``raw`` of the conditioner says."""
         raise NotImplementedError
+
+    def _move_backward(
+        self, moved: Tensor, z: Tensor, raw: Tensor, grads: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[tuple[Tensor, Tensor]]]:
+        """Return the gradients of ``moved``, of ``raw``, and of own parameters, each beside it.
+
+        ``z`` and a log-determinant, which have the gradients ``grads``, were made of ``moved``.
+        """
+        own = [p for p in self.parameters(recurse=False) if p.requires_grad]
+        leaves = [moved.detach().requires_grad_(), raw.detach().requires_grad_()]
+        outs = self._move(leaves[0], leaves[1], None, inverse=False)
+        found = gradients(outs, [*leaves, *own], grads)
+        grad_moved, grad_raw = (
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(leaves, found, strict=False)
+        )
+        more = [(p, g) for p, g in zip(own, found[2:], strict=True) if g is not None]
+        return grad_moved, grad_raw, more
 
     def _part(self) -> str:
         return "mask" if self.mask is not None else f"keep={self.keep!r}"
@@ -231,6 +265,23 @@ class AffineCoupling(Coupling):
             mask=self.mask,
             logdet=logdet,
         )
+
+    def _move_backward(
+        self, moved: Tensor, z: Tensor, raw: Tensor, grads: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[tuple[Tensor, Tensor]]]:
+        grad_moved, grad_raw, grad_amplitude = affine_coupling_backward(
+            *grads,
+            moved,
+            z,
+            raw,
+            scale=self.scale,
+            order=self.order,
+            layout=self.layout,
+            amplitude=self.amplitude,
+            mask=self.mask,
+        )
+        own = [] if self.amplitude is None else [(self.amplitude, grad_amplitude)]
+        return grad_moved, grad_raw, own
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""

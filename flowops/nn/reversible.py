@@ -173,13 +173,10 @@ class _Layer:
         self, z: Tensor, context: Tensor | None, grads: _Pair, leaves: Sequence[Tensor]
     ) -> _Undone:
         """Return the input, its gradient and those of the leaves, from output and its gradient."""
-        with self._as_in_forward(z.device, leaves), torch.enable_grad():
-            x, *outs = self.layer.rebuild(z, context)
-            ends = [(out, grad) for out, grad in zip(outs, grads, strict=True) if out.requires_grad]
-            wanted = [t for t in (*leaves, context) if t is not None and t.requires_grad]
-            outs, weights = zip(*ends, strict=True)
-            grad_x, *others = torch.autograd.grad(outs, [x, *wanted], weights, allow_unused=True)
-        return x.detach(), grad_x, zip(wanted, others, strict=True)
+        wanted = [t for t in (*leaves, context) if t is not None and t.requires_grad]
+        with self._as_in_forward(z.device, leaves):
+            x, grad_x, others = self.layer.undo(z, context, grads, wanted)
+        return x, grad_x, zip(wanted, others, strict=True)
 
     @contextlib.contextmanager
     def _as_in_forward(self, device: torch.device, leaves: Sequence[Tensor]) -> Generator[None]:

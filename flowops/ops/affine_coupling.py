@@ -16,6 +16,7 @@ from flowops.ops._dispatch import (
 
 _NAME = "affine_coupling"
 _kernel = typed_call("affine_coupling")
+_kernel_backward = torch.ops.flowops.affine_coupling_backward.default
 SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
 ORDERS = ("scale_then_shift", "shift_then_scale")
 LAYOUTS = (
@@ -122,6 +123,39 @@ def affine_coupling_inverse(
         (tensor([[0., 0.]]), tensor([-0.5000]))
     """
     return _run(z, params, scale, order, layout, amplitude, start, mask, logdet, True)
+
+
+def affine_coupling_backward(
+    grad_z: Tensor,
+    grad_logdet: Tensor,
+    x: Tensor,
+    z: Tensor,
+    params: Tensor,
+    *,
+    scale: str,
+    order: str,
+    layout: str,
+    amplitude: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, params and amplitude, for code that holds no graph."""
+    if scale == "additive":
+        grad_params = grad_z if mask is None else grad_z.masked_fill(mask, 0)
+        return grad_z, grad_params, grad_z.new_empty(0)
+    shift_first = order == "shift_then_scale"
+    return _kernel_backward(
+        grad_z,
+        grad_logdet,
+        z if shift_first else x,
+        params,
+        amplitude,
+        mask,
+        0,
+        SCALES.index(scale),
+        ORDERS.index(order),
+        LAYOUTS.index(layout),
+        False,
+    )
 
 
 def _run(

@@ -36,6 +36,7 @@ from flowops.nn import (
     spline_parameters,
 )
 from flowops.nn.base import Bijector
+from flowops.nn.coupling import Coupling
 from flowops.nn.utils import spectral_norm, spectral_norm_model
 from flowops.testing import randomize_
 
@@ -104,8 +105,45 @@ def _assert_equal(
 
 
 def _spline(mask: Tensor | None = None) -> RationalQuadraticSpline:
-    net = ResidualMLP(3, 3 * spline_parameters(4), hidden=8, context_features=CONTEXT)
-    return RationalQuadraticSpline(FEATURES, net, bins=4)
+    seen = FEATURES // 2 if mask is None else FEATURES
+    net = ResidualMLP(seen, seen * spline_parameters(4), hidden=8, context_features=CONTEXT)
+    return RationalQuadraticSpline(FEATURES, net, bins=4, mask=mask)
+
+
+class Constant(nn.Module):
+    """A conditioner that does not look at its input, frozen or not."""
+
+    def __init__(self, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(2 * 3), requires_grad=not frozen)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.value.expand(len(x), -1)
+
+
+class Cubic(Coupling):
+    """A coupling of one's own, z = e^a x + h^3, with a parameter of the layer's."""
+
+    def __init__(self) -> None:
+        super().__init__(FEATURES, Net(outputs=3))
+        self.rate = nn.Parameter(torch.zeros(3))
+
+    def _move(
+        self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        shift, total = raw**3, self.rate.sum().expand(len(raw))
+        if inverse:
+            return (moved - shift) * torch.exp(-self.rate), -total
+        return moved * torch.exp(self.rate) + shift, total if logdet is None else logdet + total
+
+
+MASK = torch.tensor([True, False, False, True, True, False])
+
+
+def _masked(**options: str) -> AffineCoupling:
+    outputs = FEATURES if options.get("scale") == "additive" else 2 * FEATURES
+    net = ResidualMLP(FEATURES, outputs, hidden=8)
+    return AffineCoupling(FEATURES, net, mask=MASK, amplitude_per_channel=True, **options)
 
 
 CHAINS: dict[str, tuple[Callable[[], list[Bijector]], tuple[int, ...]]] = {
@@ -141,6 +179,19 @@ CHAINS: dict[str, tuple[Callable[[], list[Bijector]], tuple[int, ...]]] = {
         ],
         (1, 4, 4),
     ),
+    "forms of couplings": (
+        lambda: [
+            _masked(scale="additive"),
+            _masked(scale="tanh_exp", order="shift_then_scale"),
+            _spline(MASK),
+            AffineCoupling(
+                FEATURES, Net(), layout="shift_scale_interleaved", order="shift_then_scale"
+            ),
+            Cubic(),
+            AffineCoupling(FEATURES, Constant(), keep="second"),
+        ],
+        (FEATURES,),
+    ),
     "layers that do not rebuild": (
         lambda: [
             *_steps(2),
@@ -173,6 +224,17 @@ def test_gradients_are_those_of_sequential(name: str, dtype: torch.dtype, tolera
     x, context = torch.rand(5, *shape, dtype=dtype), torch.randn(5, CONTEXT, dtype=dtype)
     used = context if any("spline" in type(m).__name__.lower() for m in plain.modules()) else None
     _assert_equal(_gradients(reversible, x, used), _gradients(plain, x, used), tolerance)
+
+
+def test_a_conditioner_without_gradients_passes_those_of_the_rest() -> None:
+    plain, reversible = _pair([AffineCoupling(FEATURES, Constant(frozen=True)), *_steps(1)])
+    x = torch.randn(4, FEATURES, dtype=torch.float64)
+    found = []
+    for chain in (plain, reversible):
+        start = x.clone().requires_grad_()
+        _loss(*chain(start)).backward()
+        found.append(start.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
 
 
 def test_inverse_and_calls_without_gradients_are_plain() -> None:
