@@ -23,12 +23,17 @@ TensorVector spectral_norm_backward(at::TensorList grad_result, const at::Tensor
 }
 
 TORCH_LIBRARY_FRAGMENT(flowops, m) {
+  // Any strides will do: Inductor keeps the weights of convolutions in channels_last, and would without
+  // this tag copy each one back to the order it has in eager mode, before each call.
+  const std::vector<at::Tag> tags = {at::Tag::flexible_layout};
   m.def(
       "spectral_norm(Tensor[] weight, Tensor[] u, Tensor[] v, int n_power_iterations, float eps, "
-      "float? coefficient) -> (Tensor[], Tensor[], Tensor[], Tensor)");
+      "float? coefficient) -> (Tensor[], Tensor[], Tensor[], Tensor)",
+      tags);
   m.def(
       "spectral_norm_backward(Tensor[] grad_result, Tensor grad_sigma, Tensor[] weight, Tensor[] u, "
-      "Tensor[] v, Tensor sigma, float? coefficient) -> Tensor[]");
+      "Tensor[] v, Tensor sigma, float? coefficient) -> Tensor[]",
+      tags);
 }
 
 }  // namespace flowops

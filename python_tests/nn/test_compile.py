@@ -1,14 +1,19 @@
-"""torch.compile with inductor: one graph for every batch size, forward and backward."""
+"""torch.compile with inductor: one graph for every batch size, no copies of a model's weights."""
 
 from __future__ import annotations
+
+import copy
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_fw_bw_and_get_code
 
 from flowops.nn import ActNorm, InvertibleConv1x1
 from flowops.nn.base import Bijector
+from flowops.nn.utils import spectral_norm_model
 from flowops.testing import randomize_
 
 LAYERS = {
@@ -54,3 +59,22 @@ def test_one_graph_for_every_batch_size(
         expected = _loss_and_gradients(net, net, x)
         torch.testing.assert_close(_loss_and_gradients(compiled, net, x), expected)
     assert backend.frame_count == 1
+
+
+@pytest.mark.slow
+def test_spectral_norm_takes_and_gives_the_layout_of_compiled_convolutions() -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3)).double()
+    spectral_norm_model(model)
+    twin, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, codes = run_fw_bw_and_get_code(lambda: compiled(x).square())
+    twin(x).square().sum().backward()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    # Weights of the strides of eager mode would be copied before and after each call.
+    for op, code in zip(("spectral_norm", "spectral_norm_backward"), codes, strict=True):
+        call = rf"'torch.ops.flowops.{op}.default'"
+        given = re.findall(rf"\(\d+, \d+, 3, 3\), \((\d+), (\d+), \d+, \d+\), {call}", code)
+        assert [channel_stride for _, channel_stride in given] == ["1", "1"]
