@@ -153,3 +153,16 @@ def test_resume_begins_where_nothing_was_begun(command, images, tmp_path):
     assert command("train", *SMALL_GLOW, "--resume", *words).json["step"] == 1
     config = json.loads((out / "config.json").read_text())
     assert config["train"]["steps"] == 1
+
+
+@pytest.mark.slow
+def test_compiled_run_leaves_a_plain_model(command, images, tmp_path):
+    words = ("train", "glow", "--data", images, *SMALL_GLOW, "--quiet", "--steps", 4)
+    names = {}
+    for kind in ("plain", "compile"):
+        extra = ("--compile",) if kind == "compile" else ()
+        assert command(*words, *extra, "--out", tmp_path / kind).status == 0
+        names[kind] = load_file(tmp_path / kind / "checkpoint.safetensors").keys()
+    assert names["compile"] == names["plain"]
+    words = ("sample", "--run", tmp_path / "compile", "--n", 2, "--out", tmp_path / "grid.png")
+    assert command(*words).status == 0
