@@ -40,70 +40,33 @@ void for_each_chunk(const Params& p, int64_t chunks, const Body& body) {
 }
 
 // Samples that are read and written in place, each a contiguous row of one chunk.
-template <typename scalar_t, typename opmath_t, size_t kCount>
+template <size_t kCount>
 bool direct_samples(const TileGrid& grid, const Operand* const (&operands)[kCount]) {
-  if (grid.chunks() != 1 || !grid.single_row()) return false;
-  const Tile t = grid.tile(0, 0);
-  for (const Operand* a : operands) {
-    if (a->data != nullptr && !is_direct<scalar_t, opmath_t>(*a, t)) return false;
-  }
-  return true;
+  const auto contiguous = [](const Operand* a) { return a->data == nullptr || a->inner == 1; };
+  return grid.chunks() == 1 && grid.single_row() && std::all_of(operands, operands + kCount, contiguous);
 }
 
-// Samples of one row, several of which fit a tile.
-bool short_samples(const TileGrid& grid, int64_t inner) {
-  return grid.single_row() && inner > 0 && inner <= kTileSize;
-}
-
-// Samples that go through the kernel in one call.
+// Samples that go through the kernel in one call: short ones spend more on a call than on arithmetic.
 constexpr int64_t kMaxSamples = 64;
 
 int64_t samples_at_once(int64_t size) {
   return std::clamp<int64_t>(kTileSize / std::max<int64_t>(size, 1), 1, kMaxSamples);
 }
 
-// One operand of samples that are one row each: in place where `direct`, else through a buffer.
-template <typename scalar_t, typename opmath_t>
-class SampleRows {
- public:
-  SampleRows(const Operand& a, int64_t size, bool direct)
-      : rows_{a.data, 0, a.batch, a.inner}, size_(size), direct_(direct) {}
-
-  int64_t step() const { return direct_ ? rows_.outer : size_; }
-
-  // Null for an operand that is not there.
-  const opmath_t* load(int64_t first, int64_t count) {
-    if (direct_ || rows_.data == nullptr) return in_place(first);
-    return load_tile<scalar_t>(rows_, tile(first, count), buffer_);
-  }
-
-  opmath_t* output(int64_t first) { return direct_ ? in_place(first) : buffer_; }
-
-  void store(int64_t first, int64_t count) {
-    if (!direct_) store_tile<scalar_t>(rows_, tile(first, count), buffer_);
-  }
-
- private:
-  // Samples as the rows of one tile.
-  Tile tile(int64_t first, int64_t count) const { return {0, first, 0, count, size_}; }
-  opmath_t* in_place(int64_t first) const {
-    return rows_.data == nullptr ? nullptr : static_cast<opmath_t*>(rows_.data) + first * rows_.outer;
-  }
-
-  Operand rows_;
-  int64_t size_;
-  bool direct_;
-  alignas(64) opmath_t buffer_[kTileSize];
-};
+// Null for an operand that is not there.
+template <typename scalar_t>
+scalar_t* sample_start(const Operand& a, int64_t batch) {
+  return a.data == nullptr ? nullptr : static_cast<scalar_t*>(a.data) + batch * a.batch;
+}
 
 template <typename scalar_t, typename opmath_t>
 double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
-                     ForwardFunction<opmath_t> run) {
-  alignas(64) opmath_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
+                     ForwardFunction<scalar_t, opmath_t> run) {
+  alignas(64) scalar_t x[kTileSize], raw[kTileSize], shift[kTileSize], z[kTileSize];
   alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
   double logdet = 0;
   grid.for_each(batch, chunk, [&](const Tile& t) {
-    ForwardTile<opmath_t> tile{};
+    ForwardTile<scalar_t, opmath_t> tile{};
     tile.x = load_tile<scalar_t>(p.x, t, x);
     tile.shift = load_tile<scalar_t>(p.shift, t, shift);
     if (p.raw.data) tile.raw = load_tile<scalar_t>(p.raw, t, raw);
@@ -121,24 +84,20 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
 }
 
 template <typename scalar_t, typename opmath_t, typename Finish>
-void forward_samples(const AffineCouplingParams& p, bool direct, int64_t begin, int64_t end,
-                     ForwardFunction<opmath_t> run, const Finish& finish) {
-  using Rows = SampleRows<scalar_t, opmath_t>;
-  Rows x(p.x, p.inner, direct), raw(p.raw, p.inner, direct), shift(p.shift, p.inner, direct);
-  Rows z(p.z, p.inner, direct);
-  ForwardTile<opmath_t> tile{};
+void forward_samples(const AffineCouplingParams& p, int64_t begin, int64_t end,
+                     ForwardFunction<scalar_t, opmath_t> run, const Finish& finish) {
+  ForwardTile<scalar_t, opmath_t> tile{};
   tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
   double totals[kMaxSamples];
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
     for (int64_t s = 0; s < count; ++s) copy_kept<scalar_t>(p.kept, batch + s);
-    tile.x = x.load(batch, count);
-    tile.raw = raw.load(batch, count);
-    tile.shift = shift.load(batch, count);
-    tile.z = z.output(batch);
-    run(tile, {x.step(), raw.step(), shift.step(), z.step()}, count, totals);
-    z.store(batch, count);
+    tile.x = sample_start<scalar_t>(p.x, batch);
+    tile.raw = sample_start<scalar_t>(p.raw, batch);
+    tile.shift = sample_start<scalar_t>(p.shift, batch);
+    tile.z = sample_start<scalar_t>(p.z, batch);
+    run(tile, {p.x.batch, p.raw.batch, p.shift.batch, p.z.batch}, count, totals);
     for (int64_t s = 0; s < count; ++s) finish(batch + s, p.inverse ? -totals[s] : totals[s]);
   }
 }
@@ -146,7 +105,7 @@ void forward_samples(const AffineCouplingParams& p, bool direct, int64_t begin, 
 template <typename scalar_t, typename opmath_t>
 void run_forward(const AffineCouplingParams& p) {
   const TileGrid grid(p.outer, p.inner);
-  const auto run = pick_forward<opmath_t>(p.scale_map, p.inverse);
+  const auto run = pick_forward<scalar_t, opmath_t>(p.scale_map, p.inverse);
   const int64_t chunks = grid.chunks();
   auto* logdet = static_cast<opmath_t*>(p.logdet);
   const auto* logdet_in = static_cast<const opmath_t*>(p.logdet_in);
@@ -154,11 +113,10 @@ void run_forward(const AffineCouplingParams& p) {
     logdet[batch] = static_cast<opmath_t>(total + (logdet_in ? double(logdet_in[batch]) : 0.0));
   };
   const bool plain = !p.amplitude.data && !p.mask.data;
-  const bool gathered = plain && !std::is_same_v<scalar_t, opmath_t> && short_samples(grid, p.inner);
-  const bool direct = plain && direct_samples<scalar_t, opmath_t>(grid, {&p.x, &p.raw, &p.shift, &p.z});
+  const bool direct = plain && direct_samples(grid, {&p.x, &p.raw, &p.shift, &p.z});
   std::vector<double> partial(chunks > 1 ? p.batch * chunks : 0);
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
-    if (direct || gathered) return forward_samples<scalar_t, opmath_t>(p, direct, begin, end, run, finish);
+    if (direct) return forward_samples<scalar_t, opmath_t>(p, begin, end, run, finish);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);
@@ -179,14 +137,13 @@ void run_forward(const AffineCouplingParams& p) {
 
 template <typename scalar_t, typename opmath_t>
 void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid, int64_t batch, int64_t chunk,
-                    BackwardFunction<opmath_t> run) {
-  alignas(64) opmath_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
-  alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize];
-  alignas(64) opmath_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize],
-      grad_amplitude[kTileSize];
+                    BackwardFunction<scalar_t, opmath_t> run) {
+  alignas(64) scalar_t grad_z[kTileSize], saved[kTileSize], raw[kTileSize];
+  alignas(64) scalar_t grad_x[kTileSize], grad_raw[kTileSize], grad_shift[kTileSize];
+  alignas(64) opmath_t amplitude[kTileSize], mask[kTileSize], grad_amplitude[kTileSize];
   const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
   grid.for_each(batch, chunk, [&](const Tile& t) {
-    BackwardTile<opmath_t> tile{};
+    BackwardTile<scalar_t, opmath_t> tile{};
     tile.grad_z = load_tile<scalar_t>(p.grad_z, t, grad_z);
     tile.saved = load_tile<scalar_t>(p.saved, t, saved);
     tile.raw = load_tile<scalar_t>(p.raw, t, raw);
@@ -209,45 +166,37 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
 }
 
 template <typename scalar_t, typename opmath_t>
-void backward_samples(const AffineCouplingBackwardParams& p, bool direct, int64_t begin, int64_t end,
-                      BackwardFunction<opmath_t> run) {
-  using Rows = SampleRows<scalar_t, opmath_t>;
-  Rows grad_z(p.grad_z, p.inner, direct), saved(p.saved, p.inner, direct), raw(p.raw, p.inner, direct);
-  Rows grad_x(p.grad_x, p.inner, direct), grad_raw(p.grad_raw, p.inner, direct);
-  Rows grad_shift(p.grad_shift, p.inner, direct);
-  const auto* grad_logdet = static_cast<const opmath_t*>(p.grad_logdet);
-  BackwardTile<opmath_t> tile{};
+void backward_samples(const AffineCouplingBackwardParams& p, int64_t begin, int64_t end,
+                      BackwardFunction<scalar_t, opmath_t> run) {
+  BackwardTile<scalar_t, opmath_t> tile{};
   tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
-  const BackwardStep step{grad_z.step(),   saved.step(),      raw.step(),          grad_x.step(),
-                          grad_raw.step(), grad_shift.step(), p.grad_logdet_stride};
+  const BackwardStep step{p.grad_z.batch,   p.saved.batch,      p.raw.batch,         p.grad_x.batch,
+                          p.grad_raw.batch, p.grad_shift.batch, p.grad_logdet_stride};
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
     for (int64_t s = 0; s < count; ++s) copy_kept<scalar_t>(p.kept, batch + s);
-    tile.grad_z = grad_z.load(batch, count);
-    tile.saved = saved.load(batch, count);
-    tile.raw = raw.load(batch, count);
-    tile.grad_x = grad_x.output(batch);
-    tile.grad_raw = grad_raw.output(batch);
-    tile.grad_shift = grad_shift.output(batch);
-    tile.grad_logdet = grad_logdet + batch * p.grad_logdet_stride;
+    tile.grad_z = sample_start<scalar_t>(p.grad_z, batch);
+    tile.saved = sample_start<scalar_t>(p.saved, batch);
+    tile.raw = sample_start<scalar_t>(p.raw, batch);
+    tile.grad_x = sample_start<scalar_t>(p.grad_x, batch);
+    tile.grad_raw = sample_start<scalar_t>(p.grad_raw, batch);
+    tile.grad_shift = sample_start<scalar_t>(p.grad_shift, batch);
+    tile.grad_logdet = static_cast<const opmath_t*>(p.grad_logdet) + batch * p.grad_logdet_stride;
     run(tile, step, count);
-    for (Rows* output : {&grad_x, &grad_raw, &grad_shift}) output->store(batch, count);
   }
 }
 
 template <typename scalar_t, typename opmath_t>
 void run_backward(const AffineCouplingBackwardParams& p) {
   const TileGrid grid(p.outer, p.inner);
-  const auto run = pick_backward<opmath_t>(p.scale_map, p.inverse);
+  const auto run = pick_backward<scalar_t, opmath_t>(p.scale_map, p.inverse);
   const int64_t chunks = grid.chunks();
   const bool plain = !p.amplitude.data && !p.mask.data;
-  const bool gathered = plain && !std::is_same_v<scalar_t, opmath_t> && short_samples(grid, p.inner);
   const bool direct =
-      plain && direct_samples<scalar_t, opmath_t>(
-                   grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
+      plain && direct_samples(grid, {&p.grad_z, &p.saved, &p.raw, &p.grad_x, &p.grad_raw, &p.grad_shift});
   for_each_chunk(p, chunks, [&](int64_t begin, int64_t end) {
-    if (direct || gathered) return backward_samples<scalar_t, opmath_t>(p, direct, begin, end, run);
+    if (direct) return backward_samples<scalar_t, opmath_t>(p, begin, end, run);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / chunks, chunk = task % chunks;
       if (chunk == 0) copy_kept<scalar_t>(p.kept, batch);

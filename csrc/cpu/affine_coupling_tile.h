@@ -6,15 +6,18 @@
 
 #include "common/vec.h"
 #include "cpu/lanes.h"
+#include "cpu/row.h"
 #include "math/affine_coupling.h"
 #include "ops/affine_coupling_params.h"
 
 namespace flowops {
 
-template <typename T>
+// Elements of type S, arithmetic in T.
+template <typename S, typename T>
 struct ForwardTile {
-  const T *x, *raw, *shift, *amplitude, *mask;  // the last two may be null
-  T* z;
+  const S *x, *raw, *shift;
+  const T *amplitude, *mask;  // may be null
+  S* z;
   int64_t size;
   bool shift_first;
 };
@@ -35,8 +38,8 @@ template <typename T>
 inline constexpr int64_t kMaxSpan = (kMaxLogFactors - 1) * Vec<T>::kLanes;
 
 // Takes a copy of the tile, which the stores cannot alias.
-template <typename T, typename Map, bool kInverse>
-FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, int64_t end) {
+template <typename S, typename T, typename Map, bool kInverse>
+FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<S, T> t, int64_t begin, int64_t end) {
   using V = Vec<T>;
   const V zero(0), one(1);
   LogTerms<T> log{zero, one};
@@ -59,33 +62,35 @@ FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<T> t, int64_t begin, i
   };
   int64_t i = begin;
   for (; i + V::kLanes <= end; i += V::kLanes) {
-    for (const T* p : {t.x, t.raw, t.shift}) __builtin_prefetch(p + i + kPrefetch);
+    for (const S* p : {t.x, t.raw, t.shift}) __builtin_prefetch(p + i + kPrefetch);
     __builtin_prefetch(t.z + i + kPrefetch, 1);
-    step(i, [](const T* p) { return V::load(p); }, [](V v, V) { return v; }, [](T* p, V v) { v.store(p); });
+    step(
+        i, [](const auto* p) { return load_lanes<T>(p); }, [](V v, V) { return v; },
+        [](S* p, V v) { store_lanes(p, v); });
   }
   if (const int64_t rest = end - i; rest > 0) {
     const auto valid = V::first(rest);
     step(
-        i, [rest](const T* p) { return V::load(p, rest); },
+        i, [rest](const auto* p) { return load_lanes<T>(p, rest); },
         [&valid](V v, V neutral) { return select(valid, v, neutral); },
-        [rest](T* p, V v) { v.store(p, rest); });
+        [rest](S* p, V v) { store_lanes(p, v, rest); });
   }
   return log;
 }
 
 // Returns the sum of log f over the tile, up to the sign of the direction.
-template <typename T, typename Map, bool kInverse>
-FLOWOPS_INLINE double forward_tile(const ForwardTile<T>& t) {
+template <typename S, typename T, typename Map, bool kInverse>
+FLOWOPS_INLINE double forward_tile(const ForwardTile<S, T>& t) {
   Vec<T> total(0);
   for (int64_t i = 0; i < t.size; i += kMaxSpan<T>) {
-    const auto terms = forward_span<T, Map, kInverse>(t, i, std::min(t.size, i + kMaxSpan<T>));
+    const auto terms = forward_span<S, T, Map, kInverse>(t, i, std::min(t.size, i + kMaxSpan<T>));
     total += terms.sum - log(terms.product);
   }
   return total.sum();
 }
 
-template <typename T>
-void advance(ForwardTile<T>& tile, const ForwardStep& step) {
+template <typename S, typename T>
+void advance(ForwardTile<S, T>& tile, const ForwardStep& step) {
   tile.x += step.x;
   tile.raw += tile.raw ? step.raw : 0;
   tile.shift += step.shift;
@@ -94,12 +99,12 @@ void advance(ForwardTile<T>& tile, const ForwardStep& step) {
 
 // Up to kLanes rows that are short enough for the product over all lanes not to overflow: their logs and sums
 // cost more than their elements when taken row by row.
-template <typename T, typename Map, bool kInverse>
-void forward_short_rows(ForwardTile<T>& tile, const ForwardStep& step, int64_t count, double* totals) {
+template <typename S, typename T, typename Map, bool kInverse>
+void forward_short_rows(ForwardTile<S, T>& tile, const ForwardStep& step, int64_t count, double* totals) {
   using V = Vec<T>;
   V sums[V::kLanes], products[V::kLanes];
   for (int64_t row = 0; row < count; ++row) {
-    const auto terms = forward_span<T, Map, kInverse>(tile, 0, tile.size);
+    const auto terms = forward_span<S, T, Map, kInverse>(tile, 0, tile.size);
     sums[row] = terms.sum, products[row] = terms.product;
     advance(tile, step);
   }
@@ -112,26 +117,28 @@ void forward_short_rows(ForwardTile<T>& tile, const ForwardStep& step, int64_t c
 }
 
 // The same tile of several samples in turn: short rows spend more on a call than on arithmetic.
-template <typename T, typename Map, bool kInverse>
-void forward_tiles(const ForwardTile<T>& first, const ForwardStep& step, int64_t samples, double* totals) {
+template <typename S, typename T, typename Map, bool kInverse>
+void forward_tiles(const ForwardTile<S, T>& first, const ForwardStep& step, int64_t samples, double* totals) {
   constexpr int64_t kRows = Vec<T>::kLanes;
-  ForwardTile<T> tile = first;
+  ForwardTile<S, T> tile = first;
   if (tile.size < kMaxLogFactors) {
     for (int64_t s = 0; s < samples; s += kRows) {
-      forward_short_rows<T, Map, kInverse>(tile, step, std::min(kRows, samples - s), totals + s);
+      forward_short_rows<S, T, Map, kInverse>(tile, step, std::min(kRows, samples - s), totals + s);
     }
     return;
   }
   for (int64_t s = 0; s < samples; ++s) {
-    totals[s] = forward_tile<T, Map, kInverse>(tile);
+    totals[s] = forward_tile<S, T, Map, kInverse>(tile);
     advance(tile, step);
   }
 }
 
-template <typename T>
+template <typename S, typename T>
 struct BackwardTile {
-  const T *grad_z, *saved, *raw, *amplitude, *mask;    // the last two may be null
-  T *grad_x, *grad_raw, *grad_shift, *grad_amplitude;  // the last may be null
+  const S *grad_z, *saved, *raw;
+  const T *amplitude, *mask;  // may be null
+  S *grad_x, *grad_raw, *grad_shift;
+  T* grad_amplitude;  // may be null
   int64_t size;
   const T* grad_logdet;
   bool shift_first;
@@ -142,8 +149,8 @@ struct BackwardStep {
   int64_t grad_z, saved, raw, grad_x, grad_raw, grad_shift, grad_logdet;
 };
 
-template <typename T, typename Map, bool kInverse>
-FLOWOPS_INLINE void backward_tile(const BackwardTile<T>& t) {
+template <typename S, typename T, typename Map, bool kInverse>
+FLOWOPS_INLINE void backward_tile(const BackwardTile<S, T>& t) {
   using V = Vec<T>;
   const V grad_logdet(*t.grad_logdet), zero(0);
   const auto step = [&](int64_t i, auto load, auto store) {
@@ -165,21 +172,23 @@ FLOWOPS_INLINE void backward_tile(const BackwardTile<T>& t) {
   };
   int64_t i = 0;
   for (; i + V::kLanes <= t.size; i += V::kLanes) {
-    for (const T* p : {t.grad_z, t.saved, t.raw}) __builtin_prefetch(p + i + kPrefetch);
-    for (const T* p : {t.grad_x, t.grad_raw, t.grad_shift}) __builtin_prefetch(p + i + kPrefetch, 1);
-    step(i, [](const T* p) { return V::load(p); }, [](T* p, V v) { v.store(p); });
+    for (const S* p : {t.grad_z, t.saved, t.raw}) __builtin_prefetch(p + i + kPrefetch);
+    for (const S* p : {t.grad_x, t.grad_raw, t.grad_shift}) __builtin_prefetch(p + i + kPrefetch, 1);
+    step(i, [](const auto* p) { return load_lanes<T>(p); }, [](auto* p, V v) { store_lanes(p, v); });
   }
   if (const int64_t rest = t.size - i; rest > 0) {
-    step(i, [rest](const T* p) { return V::load(p, rest); }, [rest](T* p, V v) { v.store(p, rest); });
+    step(
+        i, [rest](const auto* p) { return load_lanes<T>(p, rest); },
+        [rest](auto* p, V v) { store_lanes(p, v, rest); });
   }
 }
 
 // The same tile of several samples in turn.
-template <typename T, typename Map, bool kInverse>
-void backward_tiles(const BackwardTile<T>& first, const BackwardStep& step, int64_t samples) {
-  BackwardTile<T> tile = first;  // a copy that the stores cannot alias
+template <typename S, typename T, typename Map, bool kInverse>
+void backward_tiles(const BackwardTile<S, T>& first, const BackwardStep& step, int64_t samples) {
+  BackwardTile<S, T> tile = first;  // a copy that the stores cannot alias
   for (int64_t s = 0; s < samples; ++s) {
-    backward_tile<T, Map, kInverse>(tile);
+    backward_tile<S, T, Map, kInverse>(tile);
     tile.grad_z += step.grad_z;
     tile.saved += step.saved;
     tile.raw += step.raw;
@@ -190,36 +199,37 @@ void backward_tiles(const BackwardTile<T>& first, const BackwardStep& step, int6
   }
 }
 
-template <typename T>
-using ForwardFunction = void (*)(const ForwardTile<T>&, const ForwardStep&, int64_t samples, double* totals);
-template <typename T>
-using BackwardFunction = void (*)(const BackwardTile<T>&, const BackwardStep&, int64_t samples);
+template <typename S, typename T>
+using ForwardFunction = void (*)(const ForwardTile<S, T>&, const ForwardStep&, int64_t samples,
+                                 double* totals);
+template <typename S, typename T>
+using BackwardFunction = void (*)(const BackwardTile<S, T>&, const BackwardStep&, int64_t samples);
 
-template <typename T>
-ForwardFunction<T> pick_forward(ScaleMap map, bool inverse) {
+template <typename S, typename T>
+ForwardFunction<S, T> pick_forward(ScaleMap map, bool inverse) {
   switch (map) {
     case ScaleMap::kAdditive:
-      return inverse ? forward_tiles<T, AdditiveScale, true> : forward_tiles<T, AdditiveScale, false>;
+      return inverse ? forward_tiles<S, T, AdditiveScale, true> : forward_tiles<S, T, AdditiveScale, false>;
     case ScaleMap::kExp:
-      return inverse ? forward_tiles<T, ExpScale, true> : forward_tiles<T, ExpScale, false>;
+      return inverse ? forward_tiles<S, T, ExpScale, true> : forward_tiles<S, T, ExpScale, false>;
     case ScaleMap::kTanhExp:
-      return inverse ? forward_tiles<T, TanhExpScale, true> : forward_tiles<T, TanhExpScale, false>;
+      return inverse ? forward_tiles<S, T, TanhExpScale, true> : forward_tiles<S, T, TanhExpScale, false>;
     case ScaleMap::kSigmoid:
-      return inverse ? forward_tiles<T, SigmoidScale, true> : forward_tiles<T, SigmoidScale, false>;
+      return inverse ? forward_tiles<S, T, SigmoidScale, true> : forward_tiles<S, T, SigmoidScale, false>;
   }
   return nullptr;
 }
 
-template <typename T>
-BackwardFunction<T> pick_backward(ScaleMap map, bool inverse) {
+template <typename S, typename T>
+BackwardFunction<S, T> pick_backward(ScaleMap map, bool inverse) {
   switch (map) {
     case ScaleMap::kAdditive: break;  // composed in autograd: no arithmetic worth a kernel
     case ScaleMap::kExp:
-      return inverse ? backward_tiles<T, ExpScale, true> : backward_tiles<T, ExpScale, false>;
+      return inverse ? backward_tiles<S, T, ExpScale, true> : backward_tiles<S, T, ExpScale, false>;
     case ScaleMap::kTanhExp:
-      return inverse ? backward_tiles<T, TanhExpScale, true> : backward_tiles<T, TanhExpScale, false>;
+      return inverse ? backward_tiles<S, T, TanhExpScale, true> : backward_tiles<S, T, TanhExpScale, false>;
     case ScaleMap::kSigmoid:
-      return inverse ? backward_tiles<T, SigmoidScale, true> : backward_tiles<T, SigmoidScale, false>;
+      return inverse ? backward_tiles<S, T, SigmoidScale, true> : backward_tiles<S, T, SigmoidScale, false>;
   }
   return nullptr;
 }

@@ -13,52 +13,6 @@ namespace flowops {
 // Rows that are multiplied together, so that one load of the vector serves all.
 inline constexpr int64_t kGroupedRows = 4;
 
-// A vector of lanes from the storage type, whether or not the machine converts it.
-template <typename T, typename scalar_t>
-FLOWOPS_INLINE Vec<T> load_lanes(const scalar_t* source) {
-  if constexpr (kVectorConversion<scalar_t, T>) {
-    return load_vector(source);
-  } else {
-    T lanes[Vec<T>::kLanes];
-    for (int i = 0; i < Vec<T>::kLanes; ++i) lanes[i] = static_cast<T>(source[i]);
-    return Vec<T>::load(lanes);
-  }
-}
-
-template <typename T, typename scalar_t>
-FLOWOPS_INLINE void store_lanes(scalar_t* target, Vec<T> value) {
-  if constexpr (kVectorConversion<scalar_t, T>) {
-    store_vector(target, value);
-  } else {
-    T lanes[Vec<T>::kLanes];
-    value.store(lanes);
-    for (int i = 0; i < Vec<T>::kLanes; ++i) target[i] = static_cast<scalar_t>(lanes[i]);
-  }
-}
-
-// The first `count` lanes, the others zero.
-template <typename T, typename scalar_t>
-FLOWOPS_INLINE Vec<T> load_lanes(const scalar_t* source, int64_t count) {
-  if constexpr (std::is_same_v<T, scalar_t>) {
-    return Vec<T>::load(source, count);
-  } else {
-    T lanes[Vec<T>::kLanes] = {};
-    for (int64_t i = 0; i < count; ++i) lanes[i] = static_cast<T>(source[i]);
-    return Vec<T>::load(lanes);
-  }
-}
-
-template <typename T, typename scalar_t>
-FLOWOPS_INLINE void store_lanes(scalar_t* target, Vec<T> value, int64_t count) {
-  if constexpr (std::is_same_v<T, scalar_t>) {
-    value.store(target, count);
-  } else {
-    T lanes[Vec<T>::kLanes];
-    value.store(lanes);
-    for (int64_t i = 0; i < count; ++i) target[i] = static_cast<scalar_t>(lanes[i]);
-  }
-}
-
 // <a, b>, four sums at a time.
 template <typename A, typename B>
 auto dot(const A* a, const B* b, int64_t size) {

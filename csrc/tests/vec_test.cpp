@@ -7,22 +7,13 @@
 #include "common/vec_pair.h"
 #include "cpu/transpose.h"
 #include "tests/expect.h"
+#include "tests/machine.h"
 
 namespace flowops {
 namespace {
 
 using testing::expect;
 using testing::expect_close;
-
-bool machine_runs_this() {
-#if defined(__AVX512F__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-#elif defined(__AVX2__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return true;
-#endif
-}
 
 template <typename T, typename Function, typename Wanted>
 void compare(const char* what, T low, T high, Function function, Wanted wanted, double epsilons = 8) {
@@ -173,8 +164,7 @@ void test_all() {
 }  // namespace flowops
 
 int main() {
-  constexpr int kSkipped = 77;
-  if (!flowops::machine_runs_this()) return kSkipped;
+  if (!flowops::testing::machine_runs_this()) return flowops::testing::kSkipped;
   flowops::test_all<float>();
   flowops::test_all<double>();
   return flowops::testing::exit_status();
