@@ -50,8 +50,8 @@ class ReversibleSequential(Sequential):
         RuntimeError: in the backward pass, under ``create_graph``.
 
     Cost:
-        One more evaluation of each conditioner, a third to a half of a training step, and one
-        inverse of each 1x1 convolution's weight.
+        One more evaluation of each conditioner, about a third of a training step, and one inverse
+        of each 1x1 convolution's weight.
 
     Source: Gomez, Ren, Urtasun and Grosse, "The reversible residual network: backpropagation
     without storing activations", 2017, arXiv:1707.04585.
