@@ -255,33 +255,25 @@ class AffineCoupling(Coupling):
         self, moved: Tensor, raw: Tensor, logdet: Tensor | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
         op = ops.affine_coupling_inverse if inverse else ops.affine_coupling
-        return op(
-            moved,
-            raw,
-            scale=self.scale,
-            order=self.order,
-            layout=self.layout,
-            amplitude=self.amplitude,
-            mask=self.mask,
-            logdet=logdet,
-        )
+        return op(moved, raw, logdet=logdet, **self._options())
 
     def _move_backward(
         self, moved: Tensor, z: Tensor, raw: Tensor, grads: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Sequence[tuple[Tensor, Tensor]]]:
         grad_moved, grad_raw, grad_amplitude = affine_coupling_backward(
-            *grads,
-            moved,
-            z,
-            raw,
-            scale=self.scale,
-            order=self.order,
-            layout=self.layout,
-            amplitude=self.amplitude,
-            mask=self.mask,
+            *grads, moved, z, raw, **self._options()
         )
         own = [] if self.amplitude is None else [(self.amplitude, grad_amplitude)]
         return grad_moved, grad_raw, own
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "scale": self.scale,
+            "order": self.order,
+            "layout": self.layout,
+            "amplitude": self.amplitude,
+            "mask": self.mask,
+        }
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
