@@ -28,7 +28,7 @@ def pieces(params: Tensor, position: Tensor, inverse: bool) -> list[Tensor]:
     bins = (params.size(-1) + 1) // 3
     across, widths = knots(params[..., :bins])
     up, heights = knots(params[..., bins : 2 * bins])
-    edge = torch.log(torch.expm1(torch.tensor(1 - LEAST, dtype=params.dtype)))
+    edge = torch.log(torch.expm1(params.new_full((), 1 - LEAST)))
     slopes = torch.cat([edge.expand_as(across[..., :1]), params[..., 2 * bins :]], -1)
     slopes = LEAST + F.softplus(torch.cat([slopes, edge.expand_as(across[..., :1])], -1))
     index = (position[..., None] >= (up if inverse else across)).sum(-1, keepdim=True) - 1
