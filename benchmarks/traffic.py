@@ -1,7 +1,8 @@
 """Counts the bytes that eager PyTorch, Inductor's code and our kernels read and write.
 
-``python -m benchmarks.traffic [--op OP] [--out FILE]``. Nothing is timed and no GPU is needed;
-``benchmarks.table`` puts ``benchmarks/results/traffic.json`` into docs/benchmarks.md.
+``python -m benchmarks.traffic [--op OP] [--faked-h100] [--out FILE]``. Nothing is timed and no GPU
+is needed; ``benchmarks.table`` puts ``benchmarks/results/traffic.json``, and ``traffic-sm_90.json``
+for Inductor's Triton code, into docs/benchmarks.md.
 
 Everything is counted at the borders of kernels. One operator of eager PyTorch or of flowops is one
 kernel, which reads each of its arguments once and writes each of its results once; views are free.
@@ -27,6 +28,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor import dependencies, scheduler
 from torch._inductor.graph import GraphLowering
 
+from benchmarks import faked_h100
 from benchmarks.case import Case, Function, with_backward
 from benchmarks.memory import operator_bytes
 from benchmarks.run import op_cases
@@ -72,13 +74,15 @@ def node_bytes(node: scheduler.BaseSchedulerNode) -> int:
     )
 
 
-def count_case(case: Case, device: torch.device) -> dict[str, Any]:
+def count_case(
+    case: Case, device: torch.device, backend: str | Callable[..., Any] = "inductor"
+) -> dict[str, Any]:
     """Bytes of the forward pass, and of both passes, of each way to compute the case."""
     with device:
         inputs = case.inputs()
     counts = {
         "ours": operator_counts(case, case.ours, inputs),
-        "compile": inductor_counts(case, inputs),
+        "compile": inductor_counts(case, inputs, backend),
         "eager": operator_counts(case, case.eager, inputs),
     }
     phases = PHASES[: 1 + case.backward]
@@ -98,9 +102,11 @@ def operator_counts(case: Case, function: Function, inputs: Sequence[Tensor]) ->
     return [operator_bytes(call) for call in calls]
 
 
-def inductor_counts(case: Case, inputs: Sequence[Tensor]) -> list[int]:
+def inductor_counts(
+    case: Case, inputs: Sequence[Tensor], backend: str | Callable[..., Any]
+) -> list[int]:
     """Bytes of Inductor's code for ``eager``, in each phase."""
-    compiled = torch.compile(case.eager, fullgraph=True, dynamic=False)
+    compiled = torch.compile(case.eager, fullgraph=True, dynamic=False, backend=backend)
     with inductor_bytes() as counted:
         if not case.backward:
             compiled(*inputs)
@@ -116,13 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = op_cases()
     parser.add_argument("--op", choices=sorted({case.op for case in cases}))
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument(
+        "--faked-h100", action="store_true", help="count Inductor's Triton code, not its C++ code"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
+    backend = faked_h100.backend if options.faked_h100 else "inductor"
     report = {
-        "environment": environment(options.device),
+        "environment": environment(options.device) | {"faked_h100": options.faked_h100},
         "results": [
-            count_case(case, options.device) for case in cases if options.op in (None, case.op)
+            count_case(case, options.device, backend)
+            for case in cases
+            if options.op in (None, case.op)
         ],
     }
     if options.out is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,3 +92,26 @@ def test_the_report_is_written_and_printed(tmp_path, capsys, monkeypatch):
         "ours": 2 * N, "compile": 2 * N, "eager": 4 * N,
     }  # fmt: skip
     assert "| `exp` | (32, 32) | 0.00819 | 0.00819 | 0.00819 (1.0) |" in capsys.readouterr().out
+
+
+FAKED = """
+import json, torch
+from benchmarks import faked_h100, traffic
+from benchmarks.cases import affine_coupling, gaussian_rsample
+
+for case in affine_coupling.case((64, 12, 16, 16)), gaussian_rsample.case((32, 32)):
+    counted = traffic.count_case(case, torch.device("cpu"), faked_h100.backend)["bytes"]
+    print(json.dumps([counted[phase]["compile"] for phase in counted]))
+"""
+
+
+@pytest.mark.skipif(shutil.which("ninja") is None, reason="builds a guard for FakeTensors")
+def test_inductors_triton_code_for_a_faked_h100():
+    # A process of its own: Inductor keeps what it once asked a device.
+    done = subprocess.run([sys.executable, "-c", FAKED], capture_output=True, text=True, check=True)
+    coupling, sampled = map(json.loads, done.stdout.splitlines())
+    half, logdet = 64 * 6 * 256 * 4, 64 * 4
+    # The scale and the sum leave a first kernel for two more: training reads and writes 11 halves.
+    assert coupling == [7 * half + logdet, (11 + 10) * half + 2 * logdet]
+    assert sampled[0] // N == 3  # mean and log-variance in, z out, the noise drawn in between
+    assert sampled[1] // N == 4 + 6  # the noise is kept for the backward pass
