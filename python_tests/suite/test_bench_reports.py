@@ -85,6 +85,23 @@ def test_table_of_bytes_says():
     assert lines[-1] == "| `spline` | (4, 4) | 1.5 | 2 | 3 (1.5) | 8 (4.0) | - | - | - |"
 
 
+def test_table_of_bytes_has_tritons_beside_compiles():
+    def report(compiled):
+        counts = {"ours": 2_000_000, "compile": compiled, "eager": 8_000_000}
+        cases = [
+            {"op": "spline", "case": name, "traffic": 1.5e6, "bytes": {"forward": dict(counts)}}
+            for name in ("a", "b")
+        ]
+        return {"environment": REPORT["environment"] | {"cuda": None}, "results": cases}
+
+    faked = report(5_000_000)
+    del faked["results"][1]
+    lines = table.traffic_table(table.add_triton(report(3_000_000), faked))
+    assert "faked" in lines[0]
+    assert lines[-2] == "| `spline` | a | 1.5 | 2 | 3 (1.5) | 5 (2.5) | 8 (4.0) | - | - | - | - |"
+    assert lines[-1] == "| `spline` | b | 1.5 | 2 | 3 (1.5) | - | 8 (4.0) | - | - | - | - |"
+
+
 def test_table_of_models_alone_has_no_empty_parts():
     report = REPORT | {"results": REPORT["results"][2:], "scaling": []}
     text = table.table(report, "r.json")
