@@ -1,6 +1,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/abs.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/log_sigmoid.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
@@ -26,18 +28,49 @@ struct Gradients {
 struct DifferentiableScale {
   Tensor log_scale, slope, amplitude_slope;
 
-  DifferentiableScale(const Tensor& raw, const Tensor& amplitude, ScaleMap map) {
-    if (map == ScaleMap::kExp) {
+  // `amplitude` may be undefined.
+  DifferentiableScale(const Tensor& raw, const Tensor& amplitude, const CouplingOptions& options) {
+    const auto& [gain, limit, floor] = options.constants;
+    const ScaleMap map = options.scale_map();
+    if (options.bounded()) {
+      bound(gain * raw, amplitude, options);
+    } else if (map == ScaleMap::kExp) {
       log_scale = raw;
       slope = at::ones_like(raw);
-    } else if (map == ScaleMap::kSigmoid) {
-      log_scale = (raw + 2).sigmoid().log();
-      slope = (-(raw + 2)).sigmoid();
+    } else if (map == ScaleMap::kSoftplus) {
+      const Tensor whole = floor - at::log_sigmoid(-raw);
+      log_scale = whole.clamp_max(limit).log();
+      slope = at::where(whole > limit, at::zeros_like(raw), raw.sigmoid() / whole);
+    } else if (map == ScaleMap::kFlooredSigmoid) {
+      const Tensor sigmoid = (raw + 2).sigmoid();
+      log_scale = (sigmoid + floor).log();
+      slope = sigmoid * (-(raw + 2)).sigmoid() / (sigmoid + floor);
     } else {
-      amplitude_slope = raw.tanh();
-      log_scale = amplitude * amplitude_slope;
-      slope = amplitude * (1 - amplitude_slope * amplitude_slope);
+      const double sign = map == ScaleMap::kReciprocalSigmoid ? -1 : 1;
+      log_scale = sign * at::log_sigmoid(raw + 2);
+      slope = sign * (-(raw + 2)).sigmoid();
     }
+  }
+
+ private:
+  void bound(const Tensor& u, const Tensor& amplitude, const CouplingOptions& options) {
+    const auto& [gain, limit, floor] = options.constants;
+    Tensor derivative;
+    switch (options.scale_map()) {
+      case ScaleMap::kAtanExp:
+        amplitude_slope = u.atan();
+        derivative = 1 / (1 + u * u);
+        break;
+      case ScaleMap::kSoftsignExp: {
+        const Tensor weight = 1 / (1 + u.abs());
+        amplitude_slope = u * weight;
+        derivative = weight * weight;
+        break;
+      }
+      default: amplitude_slope = u.tanh(); derivative = 1 - amplitude_slope * amplitude_slope;
+    }
+    log_scale = amplitude.defined() ? amplitude * amplitude_slope : limit * amplitude_slope;
+    slope = gain * (amplitude.defined() ? amplitude * derivative : limit * derivative);
   }
 };
 
@@ -74,7 +107,7 @@ Gradients composed_backward(const Tensor& grad_z, const Tensor& grad_logdet, con
       shape[0] = n;
       a = a.view(shape);
     }
-    const DifferentiableScale scale(raw, a, options.scale_map());
+    const DifferentiableScale scale(raw, a, options);
     const Tensor factor = (sign * scale.log_scale).exp();
     const Tensor held = saved.narrow(1, options.start, n).to(wide);
     std::vector<int64_t> per_sample(raw.dim(), 1);
@@ -109,14 +142,15 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& params,
                                const OptionalTensor& amplitude, const OptionalTensor& mask,
                                const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
-                               int64_t layout, bool inverse) {
+                               int64_t layout, bool inverse, double gain, double limit, double floor) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [z, total] =
-        affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
-    const CouplingOptions options{start, scale, order, layout, inverse};
+    auto [z, total] = affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout,
+                                      inverse, gain, limit, floor);
+    const CouplingOptions options{start, scale, order, layout, inverse, {gain, limit, floor}};
     ctx->save_for_backward(
         {options.shift_first() ? z : x, params, amplitude.value_or(Tensor()), mask.value_or(Tensor())});
     ctx->saved_data["options"] = std::vector<int64_t>{start, scale, order, layout, inverse};
+    ctx->saved_data["constants"] = std::vector<double>{gain, limit, floor};
     ctx->saved_data["adds"] = logdet.has_value();
     return {z, total};
   }
@@ -124,7 +158,8 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto o = ctx->saved_data["options"].toIntVector();
-    const CouplingOptions options{o[0], o[1], o[2], o[3], o[4] != 0};
+    const auto c = ctx->saved_data["constants"].toDoubleVector();
+    const CouplingOptions options{o[0], o[1], o[2], o[3], o[4] != 0, {c[0], c[1], c[2]}};
     const Tensor &held = saved[0], &params = saved[1], &amplitude = saved[2], &mask = saved[3];
     Gradients result;
     if (at::GradMode::is_enabled() || options.additive()) {
@@ -132,29 +167,28 @@ class AffineCoupling : public torch::autograd::Function<AffineCoupling> {
     } else {
       std::tie(result.x, result.params, result.amplitude) =
           affine_coupling_backward(grads[0], grads[1], held, params, optional(amplitude), optional(mask),
-                                   o[0], o[1], o[2], o[3], o[4]);
+                                   o[0], o[1], o[2], o[3], o[4], c[0], c[1], c[2]);
       if (!amplitude.defined()) result.amplitude = Tensor();
     }
     const Tensor grad_logdet = ctx->saved_data["adds"].toBool() ? grads[1] : Tensor();
-    return {result.x, result.params, result.amplitude, Tensor(), grad_logdet,
-            Tensor(), Tensor(),      Tensor(),         Tensor(), Tensor()};
+    return {result.x, result.params, result.amplitude, Tensor(), grad_logdet, Tensor(), Tensor(),
+            Tensor(), Tensor(),      Tensor(),         Tensor(), Tensor(),    Tensor()};
   }
 };
 
 }  // namespace affine_coupling_rule
 
-std::tuple<at::Tensor, at::Tensor> affine_coupling_autograd(const at::Tensor& x, const at::Tensor& params,
-                                                            const OptionalTensor& amplitude,
-                                                            const OptionalTensor& mask,
-                                                            const OptionalTensor& logdet, int64_t start,
-                                                            int64_t scale, int64_t order, int64_t layout,
-                                                            bool inverse) {
+std::tuple<at::Tensor, at::Tensor> affine_coupling_autograd(
+    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
+    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
+    int64_t layout, bool inverse, double gain, double limit, double floor) {
   if (!wants_graph(x, params, amplitude, logdet)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse);
+    return affine_coupling(x, params, amplitude, mask, logdet, start, scale, order, layout, inverse, gain,
+                           limit, floor);
   }
-  const auto result = affine_coupling_rule::AffineCoupling::apply(x, params, amplitude, mask, logdet, start,
-                                                                  scale, order, layout, inverse);
+  const auto result = affine_coupling_rule::AffineCoupling::apply(
+      x, params, amplitude, mask, logdet, start, scale, order, layout, inverse, gain, limit, floor);
   return {result[0], result[1]};
 }
 

@@ -51,4 +51,22 @@ FLOWOPS_INLINE Vec<T> log1p(Vec<T> x) {
   return f * p;
 }
 
+// Folded to |t| <= tan(pi / 8) by atan(x) = pi / 4 + atan((x - 1) / (x + 1)) = pi / 2 - atan(1 / x), x > 0.
+template <typename T>
+FLOWOPS_INLINE Vec<T> atan(Vec<T> x) {
+  constexpr int kTerms = sizeof(T) == 4 ? 9 : 20;
+  constexpr double kTan1 = 0.41421356237309504880, kTan3 = 2.4142135623730950488,
+                   kPi = 3.14159265358979323846;
+  const Vec<T> size = abs(x), zero(0), one(1);
+  const auto middle = size > Vec<T>(T(kTan1)), far = size > Vec<T>(T(kTan3));
+  const Vec<T> over = select(far, -one, select(middle, size - one, size));
+  const Vec<T> under = select(far, size, select(middle, size + one, one));
+  const Vec<T> base = select(far, Vec<T>(T(kPi / 2)), select(middle, Vec<T>(T(kPi / 4)), zero));
+  const Vec<T> t = over / under, t2 = t * t;
+  Vec<T> p(T((kTerms % 2 ? 1.0 : -1.0) / (2 * kTerms - 1)));
+  for (int k = kTerms - 1; k >= 1; --k) p = p * t2 + Vec<T>(T((k % 2 ? 1.0 : -1.0) / (2 * k - 1)));
+  const Vec<T> result = base + t * p;
+  return select(x < zero, -result, result);
+}
+
 }  // namespace flowops

@@ -75,6 +75,7 @@ double forward_chunk(const AffineCouplingParams& p, const TileGrid& grid, int64_
     tile.z = output_tile<scalar_t>(p.z, t, z);
     tile.size = t.size();
     tile.shift_first = p.shift_then_scale != p.inverse;
+    tile.constants = p.constants;
     double total = 0;
     run(tile, ForwardStep{}, 1, &total);
     logdet += total;
@@ -89,6 +90,7 @@ void forward_samples(const AffineCouplingParams& p, int64_t begin, int64_t end,
   ForwardTile<scalar_t, opmath_t> tile{};
   tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
+  tile.constants = p.constants;
   double totals[kMaxSamples];
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
     count = std::min(count, end - batch);
@@ -157,6 +159,7 @@ void backward_chunk(const AffineCouplingBackwardParams& p, const TileGrid& grid,
     tile.size = t.size();
     tile.grad_logdet = grad_logdet + batch * p.grad_logdet_stride;
     tile.shift_first = p.shift_then_scale != p.inverse;
+    tile.constants = p.constants;
     run(tile, BackwardStep{}, 1);
     store_tile<scalar_t>(p.grad_x, t, tile.grad_x);
     store_tile<scalar_t>(p.grad_raw, t, tile.grad_raw);
@@ -171,6 +174,7 @@ void backward_samples(const AffineCouplingBackwardParams& p, int64_t begin, int6
   BackwardTile<scalar_t, opmath_t> tile{};
   tile.size = p.inner;
   tile.shift_first = p.shift_then_scale != p.inverse;
+  tile.constants = p.constants;
   const BackwardStep step{p.grad_z.batch,   p.saved.batch,      p.raw.batch,         p.grad_x.batch,
                           p.grad_raw.batch, p.grad_shift.batch, p.grad_logdet_stride};
   for (int64_t batch = begin, count = samples_at_once(p.inner); batch < end; batch += count) {
@@ -207,13 +211,11 @@ void run_backward(const AffineCouplingBackwardParams& p) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> affine_coupling_cpu(const at::Tensor& x, const at::Tensor& params,
-                                                       const OptionalTensor& amplitude,
-                                                       const OptionalTensor& mask,
-                                                       const OptionalTensor& logdet, int64_t start,
-                                                       int64_t scale, int64_t order, int64_t layout,
-                                                       bool inverse) {
-  const CouplingOptions options{start, scale, order, layout, inverse};
+std::tuple<at::Tensor, at::Tensor> affine_coupling_cpu(
+    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
+    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
+    int64_t layout, bool inverse, double gain, double limit, double floor) {
+  const CouplingOptions options{start, scale, order, layout, inverse, {gain, limit, floor}};
   check_affine_coupling_inputs(x, params, amplitude, mask, logdet, options);
   const auto call = prepare_affine_coupling(x, params, amplitude, mask, logdet, options);
   FLOWOPS_DISPATCH(x.scalar_type(), kAffineCoupling, [&] { run_forward<scalar_t, opmath_t>(call.p); });
@@ -223,8 +225,8 @@ std::tuple<at::Tensor, at::Tensor> affine_coupling_cpu(const at::Tensor& x, cons
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward_cpu(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
     const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask, int64_t start,
-    int64_t scale, int64_t order, int64_t layout, bool inverse) {
-  const CouplingOptions options{start, scale, order, layout, inverse};
+    int64_t scale, int64_t order, int64_t layout, bool inverse, double gain, double limit, double floor) {
+  const CouplingOptions options{start, scale, order, layout, inverse, {gain, limit, floor}};
   check_affine_coupling_backward_inputs(grad_z, grad_logdet, saved, params, amplitude, mask, options);
   const auto call =
       prepare_affine_coupling_backward(grad_z, grad_logdet, saved, params, amplitude, mask, options);

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/vec.h"
+#include "common/vec_special.h"
 #include "cpu/lanes.h"
 #include "cpu/row.h"
 #include "math/affine_coupling.h"
@@ -20,6 +20,7 @@ struct ForwardTile {
   S* z;
   int64_t size;
   bool shift_first;
+  ScaleConstants constants;
 };
 
 // Elements from one sample to the next.
@@ -41,12 +42,14 @@ inline constexpr int64_t kMaxSpan = (kMaxLogFactors - 1) * Vec<T>::kLanes;
 template <typename S, typename T, typename Map, bool kInverse>
 FLOWOPS_INLINE LogTerms<T> forward_span(const ForwardTile<S, T> t, int64_t begin, int64_t end) {
   using V = Vec<T>;
-  const V zero(0), one(1);
+  const V zero(0), one(1), limit(T(t.constants.limit));
+  const V gain(T(t.constants.gain)), floor(T(t.constants.floor));
   LogTerms<T> log{zero, one};
   const auto step = [&](int64_t i, auto load, auto keep_lanes, auto store) {
     const V x = load(t.x + i), shift = load(t.shift + i);
     const V raw = t.raw ? load(t.raw + i) : zero;
-    const auto terms = Map::evaluate(raw, t.amplitude ? load(t.amplitude + i) : zero);
+    const auto terms =
+        Map::template evaluate<V>({raw, t.amplitude ? load(t.amplitude + i) : limit, gain, floor});
     const V factor = kInverse ? terms.reciprocal : terms.value;
     V z = affine_coupling_transform(x, factor, shift, t.shift_first, kInverse);
     V log_sum = keep_lanes(terms.log_sum, zero), log_product = keep_lanes(terms.log_product, one);
@@ -142,6 +145,7 @@ struct BackwardTile {
   int64_t size;
   const T* grad_logdet;
   bool shift_first;
+  ScaleConstants constants;
 };
 
 // Elements from one sample to the next.
@@ -152,10 +156,12 @@ struct BackwardStep {
 template <typename S, typename T, typename Map, bool kInverse>
 FLOWOPS_INLINE void backward_tile(const BackwardTile<S, T>& t) {
   using V = Vec<T>;
-  const V grad_logdet(*t.grad_logdet), zero(0);
+  const V grad_logdet(*t.grad_logdet), zero(0), limit(T(t.constants.limit));
+  const V gain(T(t.constants.gain)), floor(T(t.constants.floor));
   const auto step = [&](int64_t i, auto load, auto store) {
     const V grad_z = load(t.grad_z + i);
-    const auto terms = Map::evaluate(load(t.raw + i), t.amplitude ? load(t.amplitude + i) : zero);
+    const V raw = load(t.raw + i), bound = t.amplitude ? load(t.amplitude + i) : limit;
+    const auto terms = Map::template evaluate<V>({raw, bound, gain, floor});
     auto grad =
         affine_coupling_gradient(grad_z, grad_logdet, load(t.saved + i), terms, t.shift_first, kInverse);
     if (t.mask) {
@@ -163,12 +169,12 @@ FLOWOPS_INLINE void backward_tile(const BackwardTile<S, T>& t) {
       grad.x = select(kept, grad_z, grad.x);
       grad.raw = select(kept, zero, grad.raw);
       grad.shift = select(kept, zero, grad.shift);
-      grad.amplitude = select(kept, zero, grad.amplitude);
+      grad.limit = select(kept, zero, grad.limit);
     }
     store(t.grad_x + i, grad.x);
     store(t.grad_raw + i, grad.raw);
     store(t.grad_shift + i, grad.shift);
-    if (t.grad_amplitude) store(t.grad_amplitude + i, grad.amplitude);
+    if (t.grad_amplitude) store(t.grad_amplitude + i, grad.limit);
   };
   int64_t i = 0;
   for (; i + V::kLanes <= t.size; i += V::kLanes) {
@@ -205,33 +211,38 @@ using ForwardFunction = void (*)(const ForwardTile<S, T>&, const ForwardStep&, i
 template <typename S, typename T>
 using BackwardFunction = void (*)(const BackwardTile<S, T>&, const BackwardStep&, int64_t samples);
 
-template <typename S, typename T>
-ForwardFunction<S, T> pick_forward(ScaleMap map, bool inverse) {
+// Calls body with the type of the scale map.
+template <typename Body>
+auto with_scale(ScaleMap map, const Body& body) {
   switch (map) {
-    case ScaleMap::kAdditive:
-      return inverse ? forward_tiles<S, T, AdditiveScale, true> : forward_tiles<S, T, AdditiveScale, false>;
-    case ScaleMap::kExp:
-      return inverse ? forward_tiles<S, T, ExpScale, true> : forward_tiles<S, T, ExpScale, false>;
-    case ScaleMap::kTanhExp:
-      return inverse ? forward_tiles<S, T, TanhExpScale, true> : forward_tiles<S, T, TanhExpScale, false>;
-    case ScaleMap::kSigmoid:
-      return inverse ? forward_tiles<S, T, SigmoidScale, true> : forward_tiles<S, T, SigmoidScale, false>;
+    case ScaleMap::kAdditive: return body(AdditiveScale{});
+    case ScaleMap::kExp: return body(ExpScale{});
+    case ScaleMap::kTanhExp: return body(TanhExpScale{});
+    case ScaleMap::kSigmoid: return body(SigmoidScale{});
+    case ScaleMap::kReciprocalSigmoid: return body(ReciprocalSigmoidScale{});
+    case ScaleMap::kAtanExp: return body(AtanExpScale{});
+    case ScaleMap::kSoftsignExp: return body(SoftsignExpScale{});
+    case ScaleMap::kSoftplus: return body(SoftplusScale{});
+    case ScaleMap::kFlooredSigmoid: return body(FlooredSigmoidScale{});
   }
-  return nullptr;
+  return decltype(body(ExpScale{})){};
 }
 
 template <typename S, typename T>
+ForwardFunction<S, T> pick_forward(ScaleMap map, bool inverse) {
+  return with_scale(map, [=](auto scale) -> ForwardFunction<S, T> {
+    using Map = decltype(scale);
+    return inverse ? forward_tiles<S, T, Map, true> : forward_tiles<S, T, Map, false>;
+  });
+}
+
+// The backward of an additive coupling is composed in autograd: no arithmetic worth a kernel.
+template <typename S, typename T>
 BackwardFunction<S, T> pick_backward(ScaleMap map, bool inverse) {
-  switch (map) {
-    case ScaleMap::kAdditive: break;  // composed in autograd: no arithmetic worth a kernel
-    case ScaleMap::kExp:
-      return inverse ? backward_tiles<S, T, ExpScale, true> : backward_tiles<S, T, ExpScale, false>;
-    case ScaleMap::kTanhExp:
-      return inverse ? backward_tiles<S, T, TanhExpScale, true> : backward_tiles<S, T, TanhExpScale, false>;
-    case ScaleMap::kSigmoid:
-      return inverse ? backward_tiles<S, T, SigmoidScale, true> : backward_tiles<S, T, SigmoidScale, false>;
-  }
-  return nullptr;
+  return with_scale(map, [=](auto scale) -> BackwardFunction<S, T> {
+    using Map = decltype(scale);
+    return inverse ? backward_tiles<S, T, Map, true> : backward_tiles<S, T, Map, false>;
+  });
 }
 
 }  // namespace flowops

@@ -5,13 +5,11 @@
 
 namespace flowops {
 
-std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(const at::Tensor& x, const at::Tensor& params,
-                                                        const OptionalTensor& amplitude,
-                                                        const OptionalTensor& mask,
-                                                        const OptionalTensor& logdet, int64_t start,
-                                                        int64_t scale, int64_t order, int64_t layout,
-                                                        bool inverse) {
-  const CouplingOptions options{start, scale, order, layout, inverse};
+std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(
+    const at::Tensor& x, const at::Tensor& params, const OptionalTensor& amplitude,
+    const OptionalTensor& mask, const OptionalTensor& logdet, int64_t start, int64_t scale, int64_t order,
+    int64_t layout, bool inverse, double gain, double limit, double floor) {
+  const CouplingOptions options{start, scale, order, layout, inverse, {gain, limit, floor}};
   check_affine_coupling_inputs(x, params, amplitude, mask, logdet, options);
   const DeviceGuard guard(x);
   const auto call = prepare_affine_coupling(x, params, amplitude, mask, logdet, options);
@@ -30,8 +28,8 @@ std::tuple<at::Tensor, at::Tensor> affine_coupling_cuda(const at::Tensor& x, con
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward_cuda(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
     const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask, int64_t start,
-    int64_t scale, int64_t order, int64_t layout, bool inverse) {
-  const CouplingOptions options{start, scale, order, layout, inverse};
+    int64_t scale, int64_t order, int64_t layout, bool inverse, double gain, double limit, double floor) {
+  const CouplingOptions options{start, scale, order, layout, inverse, {gain, limit, floor}};
   check_affine_coupling_backward_inputs(grad_z, grad_logdet, saved, params, amplitude, mask, options);
   const DeviceGuard guard(saved);
   const auto call =

@@ -8,21 +8,26 @@ namespace {
 static_assert(kSplitThreadElements <= kMaxLogFactors);
 
 template <int kLanes, typename Map, typename T>
-__device__ __forceinline__ void evaluate_map(const T (&raw)[kLanes], const T (&amplitude)[kLanes],
+__device__ __forceinline__ void evaluate_map(const ScaleInput<T> (&in)[kLanes],
                                              ScaleTerms<T> (&terms)[kLanes]) {
 #pragma unroll
-  for (int i = 0; i < kLanes; ++i) terms[i] = Map::evaluate(raw[i], amplitude[i]);
+  for (int i = 0; i < kLanes; ++i) terms[i] = Map::evaluate(in[i]);
 }
 
 // One branch for all lanes, so that their exponentials overlap.
 template <int kLanes, typename T>
-__device__ __forceinline__ void evaluate_scale(ScaleMap map, const T (&raw)[kLanes],
-                                               const T (&amplitude)[kLanes], ScaleTerms<T> (&terms)[kLanes]) {
+__device__ __forceinline__ void evaluate_scale(ScaleMap map, const ScaleInput<T> (&in)[kLanes],
+                                               ScaleTerms<T> (&terms)[kLanes]) {
   switch (map) {
-    case ScaleMap::kAdditive: return evaluate_map<kLanes, AdditiveScale>(raw, amplitude, terms);
-    case ScaleMap::kExp: return evaluate_map<kLanes, ExpScale>(raw, amplitude, terms);
-    case ScaleMap::kTanhExp: return evaluate_map<kLanes, TanhExpScale>(raw, amplitude, terms);
-    case ScaleMap::kSigmoid: return evaluate_map<kLanes, SigmoidScale>(raw, amplitude, terms);
+    case ScaleMap::kAdditive: return evaluate_map<kLanes, AdditiveScale>(in, terms);
+    case ScaleMap::kExp: return evaluate_map<kLanes, ExpScale>(in, terms);
+    case ScaleMap::kTanhExp: return evaluate_map<kLanes, TanhExpScale>(in, terms);
+    case ScaleMap::kSigmoid: return evaluate_map<kLanes, SigmoidScale>(in, terms);
+    case ScaleMap::kReciprocalSigmoid: return evaluate_map<kLanes, ReciprocalSigmoidScale>(in, terms);
+    case ScaleMap::kAtanExp: return evaluate_map<kLanes, AtanExpScale>(in, terms);
+    case ScaleMap::kSoftsignExp: return evaluate_map<kLanes, SoftsignExpScale>(in, terms);
+    case ScaleMap::kSoftplus: return evaluate_map<kLanes, SoftplusScale>(in, terms);
+    case ScaleMap::kFlooredSigmoid: return evaluate_map<kLanes, FlooredSigmoidScale>(in, terms);
   }
 }
 
@@ -46,17 +51,29 @@ struct ScaleOperands {
   Rows<const scalar_t> raw;
   Rows<const T> amplitude;
   Rows<const bool> mask;
+  ScaleMap map;
+  ScaleInput<T> constant;
 
   template <typename Params>
   __device__ ScaleOperands(const Params& p, int64_t sample)
-      : raw(p.raw, sample), amplitude(p.amplitude, sample), mask(p.mask, sample) {}
+      : raw(p.raw, sample),
+        amplitude(p.amplitude, sample),
+        mask(p.mask, sample),
+        map(p.scale_map),
+        constant{T(0), T(p.constants.limit), T(p.constants.gain), T(p.constants.floor)} {}
 
-  __device__ void evaluate(ScaleMap map, int row, int column, ScaleTerms<T> (&terms)[kLanes],
-                           bool (&kept)[kLanes]) const {
-    T raws[kLanes] = {}, amplitudes[kLanes] = {};
-    if (raw.data) load_lanes(raw, row, column, raws);
-    if (amplitude.data) load_each(amplitude, row, column, amplitudes);
-    evaluate_scale(map, raws, amplitudes, terms);
+  __device__ void evaluate(int row, int column, ScaleTerms<T> (&terms)[kLanes], bool (&kept)[kLanes]) const {
+    ScaleInput<T> in[kLanes];
+    T values[kLanes] = {};
+    if (raw.data) load_lanes(raw, row, column, values);
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) in[i] = {values[i], constant.limit, constant.gain, constant.floor};
+    if (amplitude.data) {
+      load_each(amplitude, row, column, values);
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) in[i].limit = values[i];
+    }
+    evaluate_scale(map, in, terms);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) kept[i] = mask.data && *mask.at(row, column + i);
   }
@@ -80,7 +97,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     load_lanes(shift, row, column, shifts);
     ScaleTerms<T> terms[kLanes];
     bool kept[kLanes];
-    scale.evaluate(p.scale_map, row, column, terms, kept);
+    scale.evaluate(row, column, terms, kept);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const T factor = kInverse ? terms[i].reciprocal : terms[i].value;
@@ -116,7 +133,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     load_lanes(saved, row, column, held);
     ScaleTerms<T> terms[kLanes];
     bool kept[kLanes];
-    scale.evaluate(p.scale_map, row, column, terms, kept);
+    scale.evaluate(row, column, terms, kept);
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const auto grad =
@@ -124,7 +141,7 @@ __global__ void __launch_bounds__(kSplitThreads)
       upstream[i] = select(kept[i], upstream[i], grad.x);
       raw[i] = select(kept[i], T(0), grad.raw);
       shift[i] = select(kept[i], T(0), grad.shift);
-      amplitude[i] = select(kept[i], T(0), grad.amplitude);
+      amplitude[i] = select(kept[i], T(0), grad.limit);
     }
     store_lanes(grad_x, row, column, upstream);
     store_lanes(grad_raw, row, column, raw);

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -26,8 +27,17 @@ enum class ParamsLayout : int {
 struct CouplingOptions {
   int64_t start, scale, order, layout;
   bool inverse;
+  ScaleConstants constants;
 
-  ScaleMap scale_map() const { return static_cast<ScaleMap>(scale); }
+  ScaleMap scale_map() const {
+    const auto map = static_cast<ScaleMap>(scale);
+    return map == ScaleMap::kSigmoid && constants.floor > 0 ? ScaleMap::kFlooredSigmoid : map;
+  }
+  // log s = limit f(gain raw), where the limit may be learned.
+  bool bounded() const {
+    const auto map = scale_map();
+    return map == ScaleMap::kTanhExp || map == ScaleMap::kAtanExp || map == ScaleMap::kSoftsignExp;
+  }
   bool additive() const { return scale_map() == ScaleMap::kAdditive; }
   bool shift_then_scale() const { return order == 1; }
   bool shift_first() const { return shift_then_scale() != inverse; }
@@ -48,12 +58,14 @@ std::tuple<at::Tensor, at::Tensor> affine_coupling(const at::Tensor& x, const at
                                                    const OptionalTensor& amplitude,
                                                    const OptionalTensor& mask, const OptionalTensor& logdet,
                                                    int64_t start, int64_t scale, int64_t order,
-                                                   int64_t layout, bool inverse);
+                                                   int64_t layout, bool inverse, double gain = 1,
+                                                   double limit = 1, double floor = 0);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affine_coupling_backward(
     const at::Tensor& grad_z, const at::Tensor& grad_logdet, const at::Tensor& saved,
     const at::Tensor& params, const OptionalTensor& amplitude, const OptionalTensor& mask, int64_t start,
-    int64_t scale, int64_t order, int64_t layout, bool inverse);
+    int64_t scale, int64_t order, int64_t layout, bool inverse, double gain = 1, double limit = 1,
+    double floor = 0);
 
 inline constexpr const char* kAffineCoupling = "affine_coupling";
 
@@ -66,11 +78,29 @@ inline bool broadcasts_to(at::IntArrayRef shape, at::IntArrayRef target) {
   return true;
 }
 
+inline void check_scale(const CouplingOptions& options) {
+  const char* op = kAffineCoupling;
+  FLOWOPS_CHECK(op, options.scale >= 0 && options.scale <= 7, "scale must be 0 to 7, got ", options.scale);
+  const auto& [gain, limit, floor] = options.constants;
+  const bool softplus = options.scale_map() == ScaleMap::kSoftplus;
+  const bool sigmoid = static_cast<ScaleMap>(options.scale) == ScaleMap::kSigmoid;
+  FLOWOPS_CHECK(op, options.bounded() ? std::isfinite(gain) && gain != 0 : gain == 1,
+                "gain must be finite and not 0 with a bounded scale, else 1, got ", gain);
+  FLOWOPS_CHECK(op, options.bounded() ? std::isfinite(limit) && limit > 0 : softplus || limit == 1,
+                "limit must be finite and positive with a bounded scale, else 1, got ", limit);
+  FLOWOPS_CHECK(op,
+                std::isfinite(floor) && (softplus  ? floor > 0
+                                         : sigmoid ? floor >= 0
+                                                   : floor == 0),
+                "floor must be positive with softplus, at least 0 with sigmoid, else 0, got ", floor);
+  FLOWOPS_CHECK(op, !softplus || limit > floor, "limit must be above floor, ", floor, ", got ", limit);
+}
+
 inline void check_affine_coupling_params(const at::Tensor& x, const at::Tensor& params,
                                          const OptionalTensor& amplitude, const OptionalTensor& mask,
                                          const CouplingOptions& options) {
   const char* op = kAffineCoupling;
-  FLOWOPS_CHECK(op, options.scale >= 0 && options.scale <= 3, "scale must be 0 to 3, got ", options.scale);
+  check_scale(options);
   FLOWOPS_CHECK(op, options.order == 0 || options.order == 1, "order must be 0 or 1, got ", options.order);
   FLOWOPS_CHECK(op, options.layout >= 0 && options.layout <= 3, "layout must be 0 to 3, got ",
                 options.layout);
@@ -86,11 +116,9 @@ inline void check_affine_coupling_params(const at::Tensor& x, const at::Tensor& 
   const int64_t n = options.moved(params);
   FLOWOPS_CHECK(op, options.start >= 0 && options.start + n <= x.size(1), "start must leave room for the ", n,
                 " moved channels among the ", x.size(1), " of x, got ", options.start);
-  const bool wants_amplitude = options.scale_map() == ScaleMap::kTanhExp;
-  FLOWOPS_CHECK(op, amplitude.has_value() == wants_amplitude, "amplitude must ",
-                wants_amplitude ? "be given with scale tanh_exp, got None"
-                                : "be None unless scale is tanh_exp, got a tensor");
   if (amplitude.has_value()) {
+    FLOWOPS_CHECK(op, options.bounded(),
+                  "amplitude must be None unless scale is tanh_exp, atan_exp or softsign_exp, got a tensor");
     FLOWOPS_CHECK(op, amplitude->dim() == 0 || (amplitude->dim() == 1 && amplitude->size(0) == n),
                   "amplitude must have shape [] or [", n, "], got ", amplitude->sizes());
     FLOWOPS_CHECK(op, amplitude->is_floating_point(), "amplitude must be floating-point, got ",

@@ -60,6 +60,7 @@ void set_geometry(Params& p, const at::Tensor& x, int64_t moved, const CouplingO
   p.outer = inner_channels ? pixel_count(x) : moved;
   p.inner = inner_channels ? moved : pixel_count(x);
   p.scale_map = options.scale_map();
+  p.constants = options.constants;
   p.shift_then_scale = options.shift_then_scale();
   p.inverse = options.inverse;
 }

@@ -7,7 +7,23 @@
 
 namespace flowops {
 
-enum class ScaleMap : int { kAdditive = 0, kExp = 1, kTanhExp = 2, kSigmoid = 3 };
+// Those from kFlooredSigmoid on are picked by the constants, not by the caller.
+enum class ScaleMap : int {
+  kAdditive = 0,
+  kExp = 1,
+  kTanhExp = 2,
+  kSigmoid = 3,
+  kReciprocalSigmoid = 4,
+  kAtanExp = 5,
+  kSoftsignExp = 6,
+  kSoftplus = 7,
+  kFlooredSigmoid = 8,
+};
+
+// See ScaleInput of math/affine_coupling.h.
+struct ScaleConstants {
+  double gain = 1, limit = 1, floor = 0;
+};
 
 // A block of channels that passes through unchanged.
 struct KeptBlock {
@@ -18,9 +34,11 @@ struct KeptBlock {
 struct AffineCouplingParams {
   int64_t batch = 0, outer = 0, inner = 0;
   ScaleMap scale_map = ScaleMap::kExp;
+  ScaleConstants constants;
   bool shift_then_scale = false, inverse = false;
-  Operand x, raw, shift, z;         // forward reads x, raw, shift and writes z
-  Operand amplitude, mask;          // optional; amplitude in the accumulation type, mask as bool (true: kept)
+  Operand x, raw, shift, z;  // forward reads x, raw, shift and writes z
+  Operand amplitude,
+      mask;  // optional; amplitude, in place of limit, in the accumulation type, mask as bool (true: kept)
   KeptBlock kept[2];                // channels before and after the moved ones
   const void* logdet_in = nullptr;  // (batch,), accumulation type, optional
   void* logdet = nullptr;           // (batch,), accumulation type
@@ -29,6 +47,7 @@ struct AffineCouplingParams {
 struct AffineCouplingBackwardParams {
   int64_t batch = 0, outer = 0, inner = 0;
   ScaleMap scale_map = ScaleMap::kExp;
+  ScaleConstants constants;
   bool shift_then_scale = false, inverse = false;
   Operand grad_z, saved, raw;
   Operand amplitude, mask;

@@ -44,6 +44,9 @@ void test_functions() {
   compare<T>("quotient by any number", T(1e-30), T(1e30), quotient_lanes,
              [](double x) { return double(T(0.3)) / x; });
   compare<T>("log1p", 0, 1, log1p_lanes, [](double x) { return std::log1p(x); }, 3);
+  const auto atan_lanes = [](Vec<T> x) { return atan(x); };
+  compare<T>("atan", T(-9), T(9), atan_lanes, [](double x) { return std::atan(x); }, 4);
+  compare<T>("atan far out", T(9), T(1e30), atan_lanes, [](double x) { return std::atan(x); }, 4);
   compare<T>("log1p near zero", 0, T(1e-5), log1p_lanes, [](double x) { return std::log1p(x); }, 3);
   compare<T>("exp near zero", -2, 2, exp_lanes, [](double x) { return std::exp(x); }, 2);
   // A rounding of x is worth |x| / 2 epsilons, and as much again comes from the float constant.

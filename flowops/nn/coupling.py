@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from flowops import ops
 from flowops.nn.base import Bijector, gradients
-from flowops.ops.affine_coupling import affine_coupling_backward
-
-_SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
+from flowops.ops.affine_coupling import SCALES, ScaleMap, affine_coupling_backward
 
 
 class Coupling(Bijector):
@@ -185,7 +183,8 @@ class AffineCoupling(Coupling):
         kept_channels: how many; default ``channels // 2``.
         mask: bool, broadcastable to ``(channels, *S)``, True = kept. See
             :func:`checkerboard_mask`.
-        scale: ``"additive"``, ``"exp"``, ``"tanh_exp"`` or ``"sigmoid"``.
+        scale: a kind of :class:`flowops.ops.ScaleMap`, or one with constants. ``"tanh_exp"``
+            without constants learns its amplitude.
         order: ``"scale_then_shift"`` or ``"shift_then_scale"``.
         layout: of the conditioner's output on dimension 1: ``"scale_shift"``, ``"shift_scale"``,
             or either with ``"_interleaved"``.
@@ -208,7 +207,7 @@ class AffineCoupling(Coupling):
         keep: str = "first",
         kept_channels: int | None = None,
         mask: Tensor | None = None,
-        scale: str = "exp",
+        scale: str | ScaleMap = "exp",
         order: str = "scale_then_shift",
         layout: str = "scale_shift",
         amplitude: float = 1.0,
@@ -225,8 +224,8 @@ class AffineCoupling(Coupling):
             device=device,
         )
         name = type(self).__name__
-        if scale not in _SCALES:
-            raise ValueError(f"{name}: scale must be one of {', '.join(_SCALES)}, got {scale!r}")
+        if (scale if isinstance(scale, str) else scale.kind) not in SCALES:
+            raise ValueError(f"{name}: scale must be one of {', '.join(SCALES)}, got {scale!r}")
         if order not in ("scale_then_shift", "shift_then_scale"):
             raise ValueError(
                 f"{name}: order must be 'scale_then_shift' or 'shift_then_scale', got {order!r}"

@@ -1,7 +1,7 @@
 """Kernels as functions; see each function's docstring for formula, shapes and cost."""
 
 from flowops.ops.actnorm import actnorm, actnorm_inverse, actnorm_statistics
-from flowops.ops.affine_coupling import affine_coupling, affine_coupling_inverse
+from flowops.ops.affine_coupling import ScaleMap, affine_coupling, affine_coupling_inverse
 from flowops.ops.dequantize_logit import dequantize_logit, logit, logit_inverse, rand
 from flowops.ops.gaussian_log_prob import gaussian_log_prob
 from flowops.ops.gaussian_rsample import (
@@ -25,6 +25,7 @@ from flowops.ops.rational_quadratic_spline import (
 from flowops.ops.spectral_norm import spectral_norm
 
 __all__ = [
+    "ScaleMap",
     "actnorm",
     "actnorm_inverse",
     "actnorm_statistics",

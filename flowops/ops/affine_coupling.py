@@ -13,11 +13,21 @@ from flowops.ops._dispatch import (
     transforms_active,
     typed_call,
 )
+from flowops.reference.affine_coupling import ScaleMap
 
 _NAME = "affine_coupling"
 _kernel = typed_call("affine_coupling")
 _kernel_backward = torch.ops.flowops.affine_coupling_backward.default
-SCALES = ("additive", "exp", "tanh_exp", "sigmoid")
+SCALES = (
+    "additive",
+    "exp",
+    "tanh_exp",
+    "sigmoid",
+    "reciprocal_sigmoid",
+    "atan_exp",
+    "softsign_exp",
+    "softplus",
+)
 ORDERS = ("scale_then_shift", "shift_then_scale")
 LAYOUTS = (
     "scale_shift",
@@ -27,11 +37,14 @@ LAYOUTS = (
 )
 
 
+_PLAIN = {kind: ScaleMap(kind).constants for kind in SCALES}
+
+
 def affine_coupling(
     x: Tensor,
     params: Tensor,
     *,
-    scale: str = "exp",
+    scale: str | ScaleMap = "exp",
     order: str = "scale_then_shift",
     layout: str = "scale_shift",
     amplitude: Tensor | None = None,
@@ -45,8 +58,7 @@ def affine_coupling(
         z = s \odot x + t \quad\text{or}\quad z = s \odot (x + t), \qquad
         \log\left|\det \frac{\partial z}{\partial x}\right| = \sum \log s,
 
-    with :math:`s` one of :math:`1`, :math:`e^{h}`, :math:`e^{a \tanh h}` and
-    :math:`\operatorname{sigmoid}(h + 2)` of the raw scale :math:`h`.
+    with :math:`s` of the raw scale :math:`h` as :class:`ScaleMap` tells.
 
     Shapes:
         ``x``: (B, C, \*S) with any number of pixel dimensions, none included; ``params``:
@@ -57,11 +69,12 @@ def affine_coupling(
     Args:
         x: Data, float64, float32, float16 or bfloat16.
         params: The conditioner's output, raw scales and shifts along dimension 1, dtype of ``x``.
-        scale: "additive", "exp", "tanh_exp" or "sigmoid".
+        scale: A kind of :class:`ScaleMap`, with its constants where they are not the default.
         order: "scale_then_shift" for s x + t, "shift_then_scale" for s (x + t).
         layout: How dimension 1 of ``params`` holds scales and shifts: in two blocks ("scale_shift",
             "shift_scale") or alternating ("scale_shift_interleaved", "shift_scale_interleaved").
-        amplitude: :math:`a` of "tanh_exp", shape () or (n,); None for the other scales.
+        amplitude: :math:`a` of "tanh_exp", "atan_exp" and "softsign_exp" as a tensor, which gets
+            a gradient, shape () or (n,); in place of the scale's limit.
         start: First moved channel.
         mask: bool, broadcastable to (n, \*S); elements where it is True pass through and do not
             count in the log-determinant.
@@ -101,7 +114,7 @@ def affine_coupling_inverse(
     z: Tensor,
     params: Tensor,
     *,
-    scale: str = "exp",
+    scale: str | ScaleMap = "exp",
     order: str = "scale_then_shift",
     layout: str = "scale_shift",
     amplitude: Tensor | None = None,
@@ -132,14 +145,15 @@ def affine_coupling_backward(
     z: Tensor,
     params: Tensor,
     *,
-    scale: str,
+    scale: str | ScaleMap,
     order: str,
     layout: str,
     amplitude: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, params and amplitude, for code that holds no graph."""
-    if scale == "additive":
+    scale_index, constants = _scale(scale)
+    if scale_index == 0:
         grad_params = grad_z if mask is None else grad_z.masked_fill(mask, 0)
         return grad_z, grad_params, grad_z.new_empty(0)
     shift_first = order == "shift_then_scale"
@@ -151,17 +165,25 @@ def affine_coupling_backward(
         amplitude,
         mask,
         0,
-        SCALES.index(scale),
+        scale_index,
         ORDERS.index(order),
         LAYOUTS.index(layout),
         False,
+        *constants,
     )
+
+
+def _scale(scale: str | ScaleMap) -> tuple[int, tuple[float, float, float]]:
+    """Return what the kernels know of ``scale``: a number, and its constants."""
+    kind = scale.kind if isinstance(scale, ScaleMap) else scale
+    index = index_of(_NAME, "scale", kind, SCALES)
+    return index, scale.constants if isinstance(scale, ScaleMap) else _PLAIN[kind]
 
 
 def _run(
     x: Tensor,
     params: Tensor,
-    scale: str,
+    scale: str | ScaleMap,
     order: str,
     layout: str,
     amplitude: Tensor | None,
@@ -170,7 +192,7 @@ def _run(
     logdet: Tensor | None,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    scale_index = index_of(_NAME, "scale", scale, SCALES)
+    scale_index, constants = _scale(scale)
     order_index = index_of(_NAME, "order", order, ORDERS)
     layout_index = index_of(_NAME, "layout", layout, LAYOUTS)
     if transforms_active():
@@ -197,6 +219,7 @@ def _run(
         order_index,
         layout_index,
         inverse,
+        *constants,
     )
 
 
@@ -212,6 +235,9 @@ def _(
     order: int,
     layout: int,
     inverse: bool,
+    gain: float = 1.0,
+    limit: float = 1.0,
+    floor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     torch._check_value(
         params.dtype == x.dtype,
@@ -238,6 +264,9 @@ def _(
     order: int,
     layout: int,
     inverse: bool,
+    gain: float = 1.0,
+    limit: float = 1.0,
+    floor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_amplitude = saved.new_empty(0) if amplitude is None else torch.empty_like(amplitude)
     return empty_like_layout(saved), empty_like_layout(params), grad_amplitude

@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softsign
+
+
+class ScaleMap(NamedTuple):
+    r"""How the raw scale :math:`h` of a conditioner becomes the scale s, with constants.
+
+    ==================== =====================================================
+    kind                 scale
+    ==================== =====================================================
+    "additive"           :math:`s = 1`
+    "exp"                :math:`\log s = h`
+    "tanh_exp"           :math:`\log s = a \tanh(c h)`
+    "atan_exp"           :math:`\log s = a \arctan(c h)`
+    "softsign_exp"       :math:`\log s = a c h / (1 + |c h|)`
+    "sigmoid"            :math:`s = \operatorname{sigmoid}(h + 2) + m`
+    "reciprocal_sigmoid" :math:`s = 1 / \operatorname{sigmoid}(h + 2)`
+    "softplus"           :math:`s = \min(\operatorname{softplus}(h) + m, a)`
+    ==================== =====================================================
+
+    Args:
+        kind: See above.
+        gain: c, not 0.
+        limit: a, positive; by default 1, and with "softplus" infinite.
+        floor: m; by default 0, and with "softplus", where it must be positive, 0.001.
+    """
+
+    kind: str
+    gain: float = 1.0
+    limit: float | None = None
+    floor: float | None = None
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        """Gain, limit and floor, with the defaults of the kind."""
+        softplus = self.kind == "softplus"
+        limit = (math.inf if softplus else 1.0) if self.limit is None else self.limit
+        floor = (1e-3 if softplus else 0.0) if self.floor is None else self.floor
+        return self.gain, limit, floor
 
 
 def split_params(params: Tensor, scale: str, layout: str) -> tuple[Tensor | None, Tensor]:
@@ -18,24 +58,29 @@ def split_params(params: Tensor, scale: str, layout: str) -> tuple[Tensor | None
     return (first, second) if layout.startswith("scale") else (second, first)
 
 
-def log_scale_of(raw: Tensor, scale: str, amplitude: Tensor | None) -> Tensor:
+def log_scale_of(raw: Tensor, scale: ScaleMap, amplitude: Tensor | None) -> Tensor:
     """Map the conditioner's raw output to the log of the scale."""
-    if scale == "exp":
+    kind = scale.kind
+    gain, limit, floor = scale.constants
+    if kind == "exp":
         return raw
-    if scale == "sigmoid":
-        return logsigmoid(raw + 2)
-    if amplitude is None:
-        raise ValueError("affine_coupling: amplitude must be given with scale tanh_exp, got None")
-    if amplitude.dim() == 1:
+    if kind == "sigmoid":
+        return torch.log(torch.sigmoid(raw + 2) + floor) if floor else logsigmoid(raw + 2)
+    if kind == "reciprocal_sigmoid":
+        return -logsigmoid(raw + 2)
+    if kind == "softplus":
+        return torch.log(torch.clamp_max(floor - logsigmoid(-raw), limit))
+    if amplitude is not None and amplitude.dim() == 1:
         amplitude = amplitude.view(-1, *[1] * (raw.dim() - 2))
-    return amplitude * torch.tanh(raw)
+    bounded = {"tanh_exp": torch.tanh, "atan_exp": torch.atan, "softsign_exp": softsign}[kind]
+    return (limit if amplitude is None else amplitude) * bounded(gain * raw)
 
 
 def affine_coupling(
     x: Tensor,
     params: Tensor,
     *,
-    scale: str = "exp",
+    scale: str | ScaleMap = "exp",
     order: str = "scale_then_shift",
     layout: str = "scale_shift",
     amplitude: Tensor | None = None,
@@ -51,7 +96,7 @@ def affine_coupling_inverse(
     z: Tensor,
     params: Tensor,
     *,
-    scale: str = "exp",
+    scale: str | ScaleMap = "exp",
     order: str = "scale_then_shift",
     layout: str = "scale_shift",
     amplitude: Tensor | None = None,
@@ -66,7 +111,7 @@ def affine_coupling_inverse(
 def _transform(
     x: Tensor,
     params: Tensor,
-    scale: str,
+    scale: str | ScaleMap,
     order: str,
     layout: str,
     amplitude: Tensor | None,
@@ -76,10 +121,12 @@ def _transform(
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
-    raw, shift = split_params(params.to(wide), scale, layout)
+    scale = ScaleMap(scale) if isinstance(scale, str) else scale
+    raw, shift = split_params(params.to(wide), scale.kind, layout)
     moved = x.to(wide).narrow(1, start, shift.size(1))
-    log_scale = torch.zeros_like(moved) if raw is None else log_scale_of(raw, scale, amplitude)
-    log_scale = log_scale.expand_as(moved)
+    log_scale = torch.zeros_like(moved)
+    if raw is not None:
+        log_scale = log_scale_of(raw, scale, amplitude).expand_as(moved)
     if (order == "scale_then_shift") != inverse:
         shift_in, shift_out = 0.0, shift
     else:

@@ -108,7 +108,7 @@ def test_checkerboard_mask_table() -> None:
         ),
         (
             lambda: AffineCoupling(4, MLP(2, 4), scale="cube"),
-            "AffineCoupling: scale must be one of additive, exp, tanh_exp, sigmoid, got 'cube'",
+            "AffineCoupling: scale must be one of additive, exp, .*, softplus, got 'cube'",
         ),
         (
             lambda: AffineCoupling(4, MLP(2, 4), order="any"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -55,15 +56,19 @@ def actnorm_statistics(rng: random.Random) -> Arguments:
 def affine_coupling(rng: random.Random, first_scale: int = 0) -> Arguments:
     shape = shape_of(rng)
     moved = rng.randint(1, shape[1])
-    start, scale = rng.randint(0, shape[1] - moved), rng.randint(first_scale, 3)
+    start, scale = rng.randint(0, shape[1] - moved), rng.randint(first_scale, 7)
     params = normal(shape[0], moved if scale == 0 else 2 * moved, *shape[2:])
     amplitude = mask = None
-    if scale == 2:
-        amplitude = normal(moved) if chance(rng) else normal()
+    gain, limit, floor = 1.0, math.inf if scale == 7 else 1.0, 0.1 if scale == 7 else 0.0
+    if scale in (2, 5, 6):
+        gain, limit = rng.choice((0.5, 1.0)), rng.choice((1.0, 2.0))
+        amplitude = rng.choice((normal(moved), normal(), None))
+    elif scale == 3:
+        floor = rng.choice((0.0, 0.01))
     if chance(rng):
         mask = torch.rand(moved, *shape[2:]) < 0.5
     logdet = normal(shape[0]) if chance(rng) else None
-    options = [start, scale, rng.randint(0, 1), rng.randint(0, 3), chance(rng)]
+    options = [start, scale, rng.randint(0, 1), rng.randint(0, 3), chance(rng), gain, limit, floor]
     return [normal(*shape), params, amplitude, mask, logdet, *options]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,18 +12,30 @@ from ops.cases import DTYPES, same_for_any_threads
 from torch import Tensor
 
 from flowops import ops, reference
-from flowops.ops.affine_coupling import LAYOUTS, ORDERS, SCALES
+from flowops.ops.affine_coupling import LAYOUTS, ORDERS, ScaleMap
+from flowops.ops.affine_coupling import SCALES as KINDS
 from flowops.testing import assert_close, jacobian_logdet
 
 SHAPES = ((3, 5), (2, 3, 7), (2, 4, 5, 3), (2, 3, 2, 3, 2), (1, 1, 1, 1), (5, 63), (2, 2, 25, 33))
+Scale = str | ScaleMap
+# Each a path of its own through the kernels.
+SCALES: tuple[Scale, ...] = ("additive", "exp", "tanh_exp", "sigmoid")
 VARIANTS = list(itertools.product(SCALES, ORDERS, LAYOUTS))
+ALL_SCALES: tuple[Scale, ...] = (
+    *KINDS,
+    ScaleMap("sigmoid", floor=0.05),
+    ScaleMap("softplus", floor=0.1, limit=1.5),
+    ScaleMap("tanh_exp", gain=0.4, limit=2.0),
+    ScaleMap("atan_exp", gain=-1.5, limit=0.6),
+    ScaleMap("softsign_exp", gain=3.0, limit=1.5),
+)
 OPS = {False: ops.affine_coupling, True: ops.affine_coupling_inverse}
 REFERENCES = {False: reference.affine_coupling, True: reference.affine_coupling_inverse}
 
 
 def make_inputs(
     shape: tuple[int, ...],
-    scale: str,
+    scale: Scale,
     device: torch.device,
     dtype: torch.dtype = torch.float64,
     amplitude_dim: int = 1,
@@ -69,7 +82,7 @@ def compare(x: Tensor, params: Tensor, options: dict[str, Any], inverse: bool) -
 def test_matches_reference_over_shapes(
     shape: tuple[int, ...], dtype: torch.dtype, inverse: bool, device: torch.device
 ) -> None:
-    for scale in SCALES:
+    for scale in ALL_SCALES:
         compare(*make_inputs(shape, scale, device, dtype), inverse)
 
 
@@ -98,10 +111,10 @@ def test_copies_channels_outside_the_moved_ones(
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", ALL_SCALES)
 @pytest.mark.parametrize("mask_shape", [(3, 4, 5), (4, 5), (1, 4, 5), (3, 1, 1)])
 def test_mask_keeps_elements(
-    mask_shape: tuple[int, ...], scale: str, inverse: bool, device: torch.device
+    mask_shape: tuple[int, ...], scale: Scale, inverse: bool, device: torch.device
 ) -> None:
     x, params, options = make_inputs((2, 3, 4, 5), scale, device)
     options["mask"] = torch.rand(mask_shape, device=device) < 0.5
@@ -170,8 +183,8 @@ def test_long_sample_is_summed_in_a_fixed_order(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("scale", SCALES)
-def test_logdet_is_that_of_the_jacobian(scale: str, inverse: bool, device: torch.device) -> None:
+@pytest.mark.parametrize("scale", ALL_SCALES)
+def test_logdet_is_that_of_the_jacobian(scale: Scale, inverse: bool, device: torch.device) -> None:
     x, params, options = make_inputs((1, 3, 2, 2), scale, device)
     options |= {"logdet": None, "mask": torch.rand(3, 2, 2, device=device) < 0.3}
     logdet = OPS[inverse](x, params, **options)[1]
@@ -181,8 +194,8 @@ def test_logdet_is_that_of_the_jacobian(scale: str, inverse: bool, device: torch
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("scale", SCALES)
-def test_gradcheck_twice(scale: str, order: str, inverse: bool, device: torch.device) -> None:
+@pytest.mark.parametrize("scale", ALL_SCALES)
+def test_gradcheck_twice(scale: Scale, order: str, inverse: bool, device: torch.device) -> None:
     x, params, options = make_inputs((2, 2, 2), scale, device)
     mask = torch.tensor([[True, False], [False, False]], device=device)
 
@@ -214,14 +227,43 @@ def test_composed_backward_equals_the_fused_one(
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", KINDS)
 def test_opcheck(scale: str, inverse: bool, device: torch.device) -> None:
     x, params, options = make_inputs((2, 3, 4), scale, device, torch.float32)
     arguments = (x.requires_grad_(), params.requires_grad_(), options.get("amplitude"), None)
-    numbers = (0, SCALES.index(scale), 1, 2, inverse)
+    numbers = (0, KINDS.index(scale), 1, 2, inverse, *ScaleMap(scale).constants)
     torch.library.opcheck(
         torch.ops.flowops.affine_coupling, (*arguments, options["logdet"], *numbers)
     )
+
+
+@pytest.mark.parametrize("kind", ["tanh_exp", "atan_exp", "softsign_exp"])
+def test_a_learned_amplitude_takes_the_place_of_the_limit(kind: str, device: torch.device) -> None:
+    x, params, options = make_inputs((2, 3, 4), kind, device)
+    options["amplitude"] = torch.rand(3, device=device, dtype=torch.float64) + 0.5
+    compare(x, params, options, False)
+    compare(x, params, options | {"scale": ScaleMap(kind, gain=0.7, limit=9.0)}, True)
+    leaf = options["amplitude"].requires_grad_()
+    run = partial(ops.affine_coupling, scale=ScaleMap(kind, gain=0.7))
+    assert torch.autograd.gradgradcheck(lambda a: run(x, params, amplitude=a), leaf)
+
+
+def test_scales_at_far_ends(device: torch.device) -> None:
+    """Where exponentials would overflow, and where softplus is cut and its slope vanishes."""
+    raw = torch.tensor([-1e30, -200.0, -30.0, 1.2, 30.0, 200.0, 1e30], device=device)
+    bounded = [s for s in ALL_SCALES if s not in ("additive", "exp", "sigmoid")]
+    for scale in [s for s in bounded if s != "reciprocal_sigmoid"]:
+        for dtype in (torch.float32, torch.float64):
+            x = torch.ones(7, 1, device=device, dtype=dtype)
+            params = torch.stack([raw, raw.cos()], 1).to(dtype)
+            compare(x, params, {"scale": scale}, False)
+    cut = torch.stack([raw[3:6], raw[3:6]], 1).requires_grad_()
+    z, logdet = ops.affine_coupling(
+        torch.ones(3, 1, device=device), cut, scale=ScaleMap("softplus", limit=1.5)
+    )
+    (grad,) = torch.autograd.grad(z.sum() + logdet.sum(), cut)
+    assert grad[0, 0] > 0
+    assert torch.equal(grad[1:, 0], torch.zeros(2, device=device))
 
 
 def test_opcheck_layouts(device: torch.device) -> None:
@@ -281,7 +323,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "start_sign": ({"start": -1}, "start must leave room"),
     "amplitude": ({"amplitude": torch.ones(2)}, "amplitude must be None unless"),
-    "no_amplitude": ({"scale": "tanh_exp"}, "amplitude must be given with scale tanh_exp"),
+    "gain": ({"scale": ScaleMap("exp", gain=2.0)}, "gain must be finite and not 0 with a bounded"),
+    "no_gain": ({"scale": ScaleMap("atan_exp", gain=0.0)}, "gain must .* got 0"),
+    "limit": ({"scale": ScaleMap("sigmoid", limit=2.0)}, "limit must be finite and positive"),
+    "limit_sign": ({"scale": ScaleMap("softsign_exp", limit=-1.0)}, "limit must .* got -1"),
+    "floor": ({"scale": ScaleMap("exp", floor=1e-3)}, "floor must be positive with softplus"),
+    "no_floor": ({"scale": ScaleMap("softplus", floor=0.0)}, "floor must .* got 0"),
+    "empty_range": (
+        {"scale": ScaleMap("softplus", floor=1.0, limit=0.5)},
+        "limit must be above floor, 1, got 0.5",
+    ),
     "amplitude_shape": (
         {"scale": "tanh_exp", "amplitude": torch.ones(3)},
         r"amplitude must have shape \[\] or \[2\], got \[3\]",
@@ -293,7 +344,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "logdet_shape": ({"logdet": torch.zeros(3)}, r"logdet must have shape \[2\]"),
     "logdet_dtype": ({"logdet": torch.zeros(2).double()}, "logdet must be Float, got Double"),
-    "scale": ({"scale": "softplus"}, "scale must be one of 'additive', 'exp'"),
+    "scale": ({"scale": "sine"}, "scale must be one of 'additive', 'exp'"),
     "order": ({"order": "both"}, "order must be one of"),
     "layout": ({"layout": "planar"}, "layout must be one of"),
 }
