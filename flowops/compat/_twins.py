@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 #: Libraries whose modules ``flowops.compat.<name>`` have a table ``TWINS``: the peer's class, by
 #: its full name, to ours.
-LIBRARIES = ("nflows", "normflows")
+LIBRARIES = ("nflows", "normflows", "zuko")
 
 
 class Twin(nn.Module):
     """Base of the classes in the tables."""
+
+    #: Whether the modules inside are but parameters of it.
+    whole: ClassVar[bool] = False
 
     @classmethod
     def refusal(cls, peer: nn.Module) -> str | None:
@@ -29,10 +32,15 @@ class Twin(nn.Module):
 
 
 @cache
-def twins_by_name() -> dict[str, type[Twin]]:
-    """Return the tables of all libraries as one; none of them need be installed."""
-    tables = [import_module(f"flowops.compat.{library}").TWINS for library in LIBRARIES]
-    return {name: twin for table in tables for name, twin in table.items()}
+def tables() -> dict[str, dict[str, type[Twin]]]:
+    """Return the tables by library; none of these need be installed."""
+    return {name: import_module(f"flowops.compat.{name}").TWINS for name in LIBRARIES}
+
+
+@cache
+def foreign(library: str) -> frozenset[str]:
+    """Return the names of the packages whose classes a library's table is about, torch aside."""
+    return frozenset(name.partition(".")[0] for name in tables()[library]) - {"torch"}
 
 
 def full_name(kind: type) -> str:
@@ -40,9 +48,10 @@ def full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_twin(peer: nn.Module) -> type[Twin] | None:
-    """Return the class that could take ``peer`` over, which no subclass of the peer's has."""
-    return twins_by_name().get(full_name(type(peer)))
+def find_twin(kind: type) -> type[Twin] | None:
+    """Return the class that could take objects of ``kind`` over; subclasses of a peer have none."""
+    name = full_name(kind)
+    return next((table[name] for table in tables().values() if name in table), None)
 
 
 class Joined(nn.Module):
@@ -61,14 +70,18 @@ def _joined(twin: type[Twin], peer: type[nn.Module]) -> type[Joined]:
     return type(peer.__name__, (Joined, twin, peer), members)
 
 
-def _rebuild(peer: type[nn.Module]) -> nn.Module:
-    return swap(peer.__new__(peer), twins_by_name()[full_name(peer)])
+def _rebuild(peer: type[nn.Module]) -> Joined:
+    twin = find_twin(peer)
+    if twin is None:
+        raise TypeError(f"flowops.compat has no twin of {full_name(peer)} any more")
+    return swap(peer.__new__(peer), twin)
 
 
-def swap(peer: nn.Module, twin: type[Twin]) -> nn.Module:
+def swap(peer: nn.Module, twin: type[Twin]) -> Joined:
     """Make ``peer`` an object of ``twin``, in place, and return it."""
-    peer.__class__ = _joined(twin, type(peer))
-    return peer
+    swapped: Any = peer
+    swapped.__class__ = _joined(twin, type(peer))
+    return swapped
 
 
 def unswap(swapped: Joined) -> nn.Module:

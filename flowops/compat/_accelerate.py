@@ -1,0 +1,183 @@
+"""Twins in the place of the layers that a model has, or that a library is about to build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as registration
+
+from flowops.compat._twins import LIBRARIES, Joined, foreign, full_name, swap, tables, unswap
+from flowops.compat._verify import check, run
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that was met: where, of what class, and why it was left alone, if it was."""
+
+    name: str
+    kind: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        reason = f": {self.reason}" if self.reason else ""
+        return f"{self.name or '(the model)'} ({self.kind}){reason}"
+
+
+@dataclass
+class Report:
+    """What :func:`accelerate` and :func:`patch` did.
+
+    Attributes:
+        swapped: Layers that run on flowops now.
+        kept: Layers of a library known that do not, each with the reason.
+        errors: With ``verify``, the largest difference of outputs and gradients, by name, relative
+            to the largest value there.
+    """
+
+    swapped: list[Layer] = field(default_factory=list)
+    kept: list[Layer] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    _modules: list[Joined] = field(default_factory=list, repr=False)
+    _inside: set[int] = field(default_factory=set, repr=False)
+
+    def restore(self) -> None:
+        """Give every layer its own class back; parameters stay as they are."""
+        while self._modules:
+            unswap(self._modules.pop())
+        self.swapped.clear()
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)}, kept {len(self.kept)}"]
+        lines += [f"  swapped {layer}" for layer in self.swapped]
+        lines += [f"  kept    {layer}" for layer in self.kept]
+        lines += [f"  error   {name}: {error:.1e}" for name, error in self.errors.items()]
+        return "\n".join(lines)
+
+    def take(self, name: str, module: nn.Module, libraries: Collection[str]) -> None:
+        """Swap ``module`` if it can be, and note what became of it."""
+        if isinstance(module, Joined) or id(module) in self._inside:
+            return
+        kind = full_name(type(module))
+        twin = next((tables()[x][kind] for x in libraries if kind in tables()[x]), None)
+        if twin is None:
+            if any(kind.partition(".")[0] in foreign(library) for library in libraries):
+                self.kept.append(Layer(name, kind, "flowops has no twin of this class"))
+        elif reason := twin.refusal(module):
+            self.kept.append(Layer(name, kind, reason))
+        else:
+            self._modules.append(swap(module, twin))
+            self.swapped.append(Layer(name, kind))
+            if twin.whole:
+                self._inside.update(map(id, module.modules()))
+
+
+def accelerate(
+    model: nn.Module,
+    inputs: tuple[Any, ...] = (),
+    *,
+    verify: bool = False,
+    call: Callable[..., Any] | None = None,
+    tolerance: float | None = None,
+) -> Report:
+    """Let flowops run the layers of ``model`` that it knows, in place.
+
+    Each layer of nflows, normflows, zuko and the other libraries of :mod:`flowops.compat` that has
+    a twin there changes its class; parameters, buffers, hooks, the state dict and whoever holds the
+    layer stay, and ``isinstance`` goes on holding. Nothing but the model given is touched. Copies
+    and pickles of the model stay swapped where flowops is installed.
+
+    Args:
+        model: Any module.
+        inputs: What the model is run on with ``verify``.
+        verify: Run the model before and after, from the same random numbers, and compare every
+            output and the gradients of all inputs and parameters. Buffers are as before in the end.
+        call: What is run, as ``call(model, *inputs)``; by default the model itself.
+        tolerance: Largest difference with ``verify``, relative to the largest value of the tensor:
+            by default 1e-9 in float64, 1e-4 in float32, and 0.05 below.
+
+    Returns:
+        A report of what was swapped, what not, and why; its ``restore()`` undoes it.
+
+    Raises:
+        ValueError: If a difference is larger; the model is as it was then.
+
+    Example:
+        >>> report = accelerate(nn.Linear(2, 2))
+        >>> print(report)
+        swapped 0, kept 0
+    """
+    call = call or _call
+    before = run(model, inputs, call) if verify else {}
+    report = Report()
+    for name, module in list(model.named_modules()):
+        report.take(name, module, LIBRARIES)
+    if verify:
+        try:
+            report.errors = check(before, run(model, inputs, call), tolerance)
+        except Exception:
+            report.restore()
+            raise
+    return report
+
+
+def _call(model: nn.Module, *inputs: Any) -> Any:
+    return model(*inputs)
+
+
+_building: ContextVar[Report | None] = ContextVar("flowops building", default=None)
+
+
+@contextmanager
+def patch(*libraries: str) -> Generator[Report]:
+    """Swap the layers that are built inside of the ``with``, for libraries that build their own.
+
+    A layer is swapped when it becomes a part of another module, so that models run on flowops
+    while still inside, or else at the end. Other threads are not touched, and classes and modules
+    of the libraries stay as they are.
+
+    Args:
+        libraries: Names as in :mod:`flowops.compat`, such as "nflows" and "zuko".
+
+    Yields:
+        The report, which grows; names are those of the classes.
+
+    Raises:
+        ValueError: If a library is not known.
+    """
+    if not libraries or not set(libraries) <= set(LIBRARIES):
+        raise ValueError(f"patch: libraries must be among {', '.join(LIBRARIES)}, got {libraries}")
+    report = Report()
+    unfinished: dict[int, nn.Module] = {}
+
+    def take(module: nn.Module) -> None:
+        for part in module.modules():
+            unfinished.pop(id(part), None)
+            report.take(type(part).__qualname__, part, libraries)
+
+    def registered(module: nn.Module, name: str, value: Any) -> None:
+        if _building.get() is not report:
+            return
+        # The module is not yet built to its end; what it is given is.
+        unfinished[id(module)] = module
+        if isinstance(value, nn.Module):
+            take(value)
+
+    hooks = [
+        registration.register_module_module_registration_hook(registered),
+        registration.register_module_parameter_registration_hook(registered),
+        registration.register_module_buffer_registration_hook(registered),
+    ]
+    token = _building.set(report)
+    try:
+        yield report
+        for module in list(unfinished.values()):
+            take(module)
+    finally:
+        _building.reset(token)
+        for hook in hooks:
+            hook.remove()

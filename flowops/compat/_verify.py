@@ -1,0 +1,107 @@
+"""Runs of a model before and after a change that should change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_HALF_TOLERANCE = 0.05
+# A gradient this much smaller than the largest one counts as rounding.
+_SMALL = 1e-3
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...], call: Callable[..., Any]) -> dict[str, Tensor]:
+    """Return outputs and gradients by name; random numbers and buffers are as before then."""
+    given = [_leaf(value) for value in inputs]
+    leaves = {f"input {i}": v for i, v in enumerate(given) if _differentiable(v)}
+    leaves |= {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with _unchanged(model), torch.enable_grad():
+        outputs = dict(_tensors(call(model, *given), "output"))
+        ends = [out for out in outputs.values() if out.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(end.shape, generator=generator).to(end) for end in ends]
+        grads: Any = [None] * len(leaves)
+        if ends and leaves:
+            grads = torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True)
+    found = {f"gradient of {n}": g for n, g in zip(leaves, grads, strict=True) if g is not None}
+    return {name: value.detach().clone() for name, value in (outputs | found).items()}
+
+
+def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+    """Return the largest difference of each tensor, relative to the largest value there."""
+    if before.keys() != after.keys():
+        only = ", ".join(sorted(before.keys() ^ after.keys()))
+        raise ValueError(f"accelerate: outputs and gradients must be the same, got {only} once")
+    sizes = {name: _largest(value) for name, value in before.items()}
+    floor = _SMALL * max((s for n, s in sizes.items() if n.startswith("gradient")), default=0.0)
+    return {
+        name: _largest(after[name].double() - value.double())
+        / max(sizes[name], floor if name.startswith("gradient") else 0.0, 1e-30)
+        for name, value in before.items()
+    }
+
+
+def check(
+    before: dict[str, Tensor], after: dict[str, Tensor], tolerance: float | None
+) -> dict[str, float]:
+    """Return :func:`differences`.
+
+    Raises:
+        ValueError: If one is beyond its tolerance.
+    """
+    errors = differences(before, after)
+    for name, error in errors.items():
+        limit = tolerance or _TOLERANCE.get(before[name].dtype, _HALF_TOLERANCE)
+        if not error <= limit:
+            raise ValueError(
+                f"accelerate: {name} must be as before within {limit:g} of its largest value, "
+                f"got {error:.2g}"
+            )
+    return errors
+
+
+def _differentiable(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().clone().requires_grad_() if _differentiable(value) else value
+
+
+def _largest(value: Tensor) -> float:
+    """Return the largest size, NaN where there is one."""
+    return value.double().abs().max().item() if value.numel() else 0.0
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors inside of tuples, lists and dictionaries, each with where it was."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            yield from _tensors(item, f"{name} {i}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name} {key}")
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Generator[None]:
+    """Give back random state, parameters and buffers, which the first run may initialise."""
+    buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
+    held = [*model.parameters(), *(buffer for _, _, buffer in buffers)]
+    copies = [tensor.detach().clone() for tensor in held]
+    with torch.random.fork_rng({t.device for t in held if t.device.type == "cuda"}):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, copy in zip(held, copies, strict=True):
+                    tensor.copy_(copy)
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
