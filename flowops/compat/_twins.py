@@ -16,7 +16,7 @@ from torch import nn
 
 #: Libraries whose modules ``flowops.compat.<name>`` have a table ``TWINS``: the peer's class, by
 #: its full name, to ours.
-LIBRARIES = ("nflows", "normflows", "zuko")
+LIBRARIES = ("nflows", "normflows", "zuko", "freia")
 
 
 class Twin(nn.Module):
