@@ -42,13 +42,13 @@ class Report:
     swapped: list[Layer] = field(default_factory=list)
     kept: list[Layer] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
-    _modules: list[Joined] = field(default_factory=list, repr=False)
+    _objects: list[Joined] = field(default_factory=list, repr=False)
     _inside: set[int] = field(default_factory=set, repr=False)
 
     def restore(self) -> None:
         """Give every layer its own class back; parameters stay as they are."""
-        while self._modules:
-            unswap(self._modules.pop())
+        while self._objects:
+            unswap(self._objects.pop())
         self.swapped.clear()
 
     def __str__(self) -> str:
@@ -58,8 +58,8 @@ class Report:
         lines += [f"  error   {name}: {error:.1e}" for name, error in self.errors.items()]
         return "\n".join(lines)
 
-    def take(self, name: str, module: nn.Module, libraries: Collection[str]) -> None:
-        """Swap ``module`` if it can be, and note what became of it."""
+    def take(self, name: str, module: Any, libraries: Collection[str]) -> None:
+        """Swap ``module``, or a hook of it, if it can be, and note what became of it."""
         if isinstance(module, Joined) or id(module) in self._inside:
             return
         kind = full_name(type(module))
@@ -70,10 +70,17 @@ class Report:
         elif reason := twin.refusal(module):
             self.kept.append(Layer(name, kind, reason))
         else:
-            self._modules.append(swap(module, twin))
-            self.swapped.append(Layer(name, kind))
             if twin.whole:
                 self._inside.update(map(id, module.modules()))
+            self._objects.append(swap(module, twin))
+            self.swapped.append(Layer(name, kind))
+
+    def take_all(self, root: nn.Module, libraries: Collection[str]) -> None:
+        """Take the modules inside of ``root``, and their hooks."""
+        for name, module in list(root.named_modules()):
+            self.take(name, module, libraries)
+            for hook in module._forward_pre_hooks.values():
+                self.take(name, hook, libraries)
 
 
 def accelerate(
@@ -114,8 +121,7 @@ def accelerate(
     call = call or _call
     before = run(model, inputs, call) if verify else {}
     report = Report()
-    for name, module in list(model.named_modules()):
-        report.take(name, module, LIBRARIES)
+    report.take_all(model, LIBRARIES)
     if verify:
         try:
             report.errors = check(before, run(model, inputs, call), tolerance)
@@ -144,7 +150,7 @@ def patch(*libraries: str) -> Generator[Report]:
         libraries: Names as in :mod:`flowops.compat`, such as "nflows" and "zuko".
 
     Yields:
-        The report, which grows; names are those of the classes.
+        The report, which grows.
 
     Raises:
         ValueError: If a library is not known.
@@ -157,7 +163,7 @@ def patch(*libraries: str) -> Generator[Report]:
     def take(module: nn.Module) -> None:
         for part in module.modules():
             unfinished.pop(id(part), None)
-            report.take(type(part).__qualname__, part, libraries)
+        report.take_all(module, libraries)
 
     def registered(module: nn.Module, name: str, value: Any) -> None:
         if _building.get() is not report:

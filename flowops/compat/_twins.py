@@ -16,23 +16,27 @@ from torch import nn
 
 #: Libraries whose modules ``flowops.compat.<name>`` have a table ``TWINS``: the peer's class, by
 #: its full name, to ours.
-LIBRARIES = ("nflows", "normflows", "zuko", "freia")
+LIBRARIES = ("nflows", "normflows", "zuko", "freia", "torch_nn", "fast_transformers")
 
 
-class Twin(nn.Module):
-    """Base of the classes in the tables."""
+class TwinBase:
+    """What is asked of every class in the tables."""
 
     #: Whether the modules inside are but parameters of it.
     whole: ClassVar[bool] = False
 
     @classmethod
-    def refusal(cls, peer: nn.Module) -> str | None:
+    def refusal(cls, peer: Any) -> str | None:
         """Return why an object of the peer's class cannot be taken over, or None."""
         return None
 
 
+class Twin(TwinBase, nn.Module):
+    """Base of the twins of modules."""
+
+
 @cache
-def tables() -> dict[str, dict[str, type[Twin]]]:
+def tables() -> dict[str, dict[str, type[TwinBase]]]:
     """Return the tables by library; none of these need be installed."""
     return {name: import_module(f"flowops.compat.{name}").TWINS for name in LIBRARIES}
 
@@ -48,16 +52,16 @@ def full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_twin(kind: type) -> type[Twin] | None:
+def find_twin(kind: type) -> type[TwinBase] | None:
     """Return the class that could take objects of ``kind`` over; subclasses of a peer have none."""
     name = full_name(kind)
     return next((table[name] for table in tables().values() if name in table), None)
 
 
-class Joined(nn.Module):
+class Joined:
     """Mark of the classes that :func:`swap` makes."""
 
-    peer: type[nn.Module]
+    peer: type
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         """Copy and pickle by the peer's class: the joined one has no name to import."""
@@ -65,26 +69,27 @@ class Joined(nn.Module):
 
 
 @cache
-def _joined(twin: type[Twin], peer: type[nn.Module]) -> type[Joined]:
+def _joined(twin: type, peer: type) -> type[Joined]:
     members = {"__module__": twin.__module__, "__doc__": twin.__doc__, "peer": peer}
     return type(peer.__name__, (Joined, twin, peer), members)
 
 
-def _rebuild(peer: type[nn.Module]) -> Joined:
+def _rebuild(peer: type) -> Joined:
     twin = find_twin(peer)
     if twin is None:
         raise TypeError(f"flowops.compat has no twin of {full_name(peer)} any more")
-    return swap(peer.__new__(peer), twin)
+    make: Any = peer.__new__
+    return swap(make(peer), twin)
 
 
-def swap(peer: nn.Module, twin: type[Twin]) -> Joined:
+def swap(peer: object, twin: type) -> Joined:
     """Make ``peer`` an object of ``twin``, in place, and return it."""
     swapped: Any = peer
     swapped.__class__ = _joined(twin, type(peer))
     return swapped
 
 
-def unswap(swapped: Joined) -> nn.Module:
+def unswap(swapped: Joined) -> object:
     """Undo :func:`swap`."""
     peer: Any = swapped
     peer.__class__ = type(swapped).peer

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from flowops import ops
+from flowops.compat._known import name_of
 from flowops.compat._twins import Twin
 from flowops.ops import ScaleMap
 
@@ -73,7 +73,7 @@ CLAMPS: dict[str, tuple[Clamp, str, float, float]] = {
     "TANH": (torch.tanh, "tanh_exp", 1.0, 1.0),
     "SIGMOID": (sigmoid_clamp, "tanh_exp", 0.5, 1.0),
 }
-_names: WeakKeyDictionary[Clamp, str | None] = WeakKeyDictionary()
+_FUNCTIONS = {name: function for name, (function, *_) in CLAMPS.items()}
 
 
 def clamp_scale(function: Clamp, clamp: float) -> ScaleMap | None:
@@ -81,12 +81,7 @@ def clamp_scale(function: Clamp, clamp: float) -> ScaleMap | None:
 
     FrEIA's own functions are lambdas without a name, so that they are known by what they return.
     """
-    if function not in _names:
-        points = torch.linspace(-6, 6, 25, dtype=torch.float64)
-        values = function(points.clone())
-        same = (k for k, (f, *_) in CLAMPS.items() if torch.allclose(f(points), values, 1e-14))
-        _names[function] = next(same, None)
-    name = _names[function]
+    name = name_of(function, _FUNCTIONS)
     if name is None or clamp <= 0:
         return None
     _, kind, gain, limit = CLAMPS[name]
