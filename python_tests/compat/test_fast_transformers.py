@@ -81,6 +81,12 @@ def test_steps_are_rows_of_the_causal_layer(case: str) -> None:
     assert [t.shape for t in state] == [(2, 3, 4, 5), (2, 3, 4)]
 
 
+def test_maps_that_the_kernel_computes() -> None:
+    x = torch.randn(2, 3, 4)
+    names = [ours.LinearAttention(4, make)._features(x, x)[2] for make in MAPS.values()]
+    assert names == ["elu", "relu", "identity"]
+
+
 def test_bad_input() -> None:
     q, k, v = inputs()
     mask = Mask(torch.ones(2, 6, dtype=torch.bool), all_ones=False, lower_triangular=False)
