@@ -34,16 +34,21 @@ class Report:
 
     Attributes:
         swapped: Layers that run on flowops now.
-        kept: Layers of a library known that do not, each with the reason.
+        kept: Layers of a known library that do not, each with the reason.
         errors: With ``verify``, the largest difference of outputs and gradients, by name, relative
             to the largest value there.
     """
 
     swapped: list[Layer] = field(default_factory=list)
-    kept: list[Layer] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
-    _objects: list[Joined] = field(default_factory=list, repr=False)
-    _inside: set[int] = field(default_factory=set, repr=False)
+    _objects: list[Any] = field(default_factory=list, repr=False)
+    _kept: dict[int, Layer] = field(default_factory=dict, repr=False)
+
+    @property
+    def kept(self) -> list[Layer]:
+        """Layers that were left alone; not those that are but parameters of a swapped one."""
+        inside = {id(m) for x in self._objects if x.whole for m in x.modules()}
+        return [layer for key, layer in self._kept.items() if key not in inside]
 
     def restore(self) -> None:
         """Give every layer its own class back; parameters stay as they are."""
@@ -60,24 +65,22 @@ class Report:
 
     def take(self, name: str, module: Any, libraries: Collection[str]) -> None:
         """Swap ``module``, or a hook of it, if it can be, and note what became of it."""
-        if isinstance(module, Joined) or id(module) in self._inside:
+        if isinstance(module, Joined):
             return
         kind = full_name(type(module))
         twin = next((tables()[x][kind] for x in libraries if kind in tables()[x]), None)
         if twin is None:
             if any(kind.partition(".")[0] in foreign(library) for library in libraries):
-                self.kept.append(Layer(name, kind, "flowops has no twin of this class"))
+                self._kept[id(module)] = Layer(name, kind, "flowops has no twin of this class")
         elif reason := twin.refusal(module):
-            self.kept.append(Layer(name, kind, reason))
+            self._kept[id(module)] = Layer(name, kind, reason)
         else:
-            if twin.whole:
-                self._inside.update(map(id, module.modules()))
             self._objects.append(swap(module, twin))
             self.swapped.append(Layer(name, kind))
 
-    def take_all(self, root: nn.Module, libraries: Collection[str]) -> None:
+    def take_all(self, root: nn.Module, libraries: Collection[str], prefix: str = "") -> None:
         """Take the modules inside of ``root``, and their hooks."""
-        for name, module in list(root.named_modules()):
+        for name, module in list(root.named_modules(prefix=prefix)):
             self.take(name, module, libraries)
             for hook in module._forward_pre_hooks.values():
                 self.take(name, hook, libraries)
@@ -150,7 +153,7 @@ def patch(*libraries: str) -> Generator[Report]:
         libraries: Names as in :mod:`flowops.compat`, such as "nflows" and "zuko".
 
     Yields:
-        The report, which grows.
+        The report, which grows. Names are those inside of the part that was built.
 
     Raises:
         ValueError: If a library is not known.
@@ -160,10 +163,10 @@ def patch(*libraries: str) -> Generator[Report]:
     report = Report()
     unfinished: dict[int, nn.Module] = {}
 
-    def take(module: nn.Module) -> None:
+    def take(module: nn.Module, name: str) -> None:
         for part in module.modules():
             unfinished.pop(id(part), None)
-        report.take_all(module, libraries)
+        report.take_all(module, libraries, name)
 
     def registered(module: nn.Module, name: str, value: Any) -> None:
         if _building.get() is not report:
@@ -171,7 +174,7 @@ def patch(*libraries: str) -> Generator[Report]:
         # The module is not yet built to its end; what it is given is.
         unfinished[id(module)] = module
         if isinstance(value, nn.Module):
-            take(value)
+            take(value, name)
 
     hooks = [
         registration.register_module_module_registration_hook(registered),
@@ -182,7 +185,7 @@ def patch(*libraries: str) -> Generator[Report]:
     try:
         yield report
         for module in list(unfinished.values()):
-            take(module)
+            take(module, type(module).__name__)
     finally:
         _building.reset(token)
         for hook in hooks:
