@@ -1,0 +1,73 @@
+"""Layers of nflows, by their names and arguments, on flowops kernels.
+
+They load nflows' checkpoints, of PyPI's 0.14 and of the repository after it, and work in its
+``CompositeTransform`` and ``Flow`` as they are.
+"""
+
+from __future__ import annotations
+
+from flowops.compat._twins import Twin
+from flowops.compat.nflows._autoregressive import (
+    MaskedAffineAutoregressiveTransform,
+    MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+)
+from flowops.compat.nflows._coupling import (
+    AdditiveCouplingTransform,
+    AffineCouplingTransform,
+    PiecewiseRationalQuadraticCouplingTransform,
+)
+from flowops.compat.nflows._linear import LULinear, NaiveLinear, OneByOneConvolution
+from flowops.compat.nflows._normalization import ActNorm
+from flowops.compat.nflows._permutations import (
+    Permutation,
+    RandomPermutation,
+    ReversePermutation,
+)
+from flowops.compat.nflows._splines import (
+    PiecewiseRationalQuadraticCDF,
+    rational_quadratic_spline,
+    unconstrained_rational_quadratic_spline,
+)
+
+__all__ = [
+    "TWINS",
+    "ActNorm",
+    "AdditiveCouplingTransform",
+    "AffineCouplingTransform",
+    "LULinear",
+    "MaskedAffineAutoregressiveTransform",
+    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
+    "NaiveLinear",
+    "OneByOneConvolution",
+    "Permutation",
+    "PiecewiseRationalQuadraticCDF",
+    "PiecewiseRationalQuadraticCouplingTransform",
+    "RandomPermutation",
+    "ReversePermutation",
+    "rational_quadratic_spline",
+    "unconstrained_rational_quadratic_spline",
+]
+
+_MODULES: dict[str, tuple[type[Twin], ...]] = {
+    "autoregressive": (
+        MaskedAffineAutoregressiveTransform,
+        MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+    ),
+    "conv": (OneByOneConvolution,),
+    "coupling": (
+        AdditiveCouplingTransform,
+        AffineCouplingTransform,
+        PiecewiseRationalQuadraticCouplingTransform,
+    ),
+    "linear": (NaiveLinear,),
+    "lu": (LULinear,),
+    "nonlinearities": (PiecewiseRationalQuadraticCDF,),
+    "normalization": (ActNorm,),
+    "permutations": (Permutation, RandomPermutation, ReversePermutation),
+}
+
+TWINS: dict[str, type[Twin]] = {
+    f"nflows.transforms.{module}.{twin.__name__}": twin
+    for module, twins in _MODULES.items()
+    for twin in twins
+}
