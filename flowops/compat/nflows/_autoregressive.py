@@ -36,15 +36,21 @@ class AutoregressiveTransform(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See :class:`Transform`."""
+        self._check(inputs)
         return self._elementwise(inputs, self.autoregressive_net(inputs, context), False)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See :class:`Transform`."""
+        self._check(inputs)
         outputs = torch.zeros_like(inputs)
         # Each pass makes one more feature right, from those that the passes before it made.
         for _ in range(math.prod(inputs.shape[1:]) - 1):
             outputs = self._elementwise(inputs, self.autoregressive_net(outputs, context), True)[0]
         return self._elementwise(inputs, self.autoregressive_net(outputs, context), True)
+
+    def _check(self, inputs: Tensor) -> None:
+        features = getattr(self, "features", inputs.shape[-1])  # nflows' spline layers have none
+        check_inputs(self, inputs, features, (2,))
 
     def _elementwise(self, inputs: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Move each feature by what the network gave for it."""
@@ -104,7 +110,6 @@ class MaskedAffineAutoregressiveTransform(AutoregressiveTransform):
         self._epsilon = 1e-3
 
     def _elementwise(self, inputs: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_inputs(self, inputs, self.features, (2,))
         op = ops.affine_coupling_inverse if inverse else ops.affine_coupling
         scale = ops.ScaleMap("softplus", floor=self._epsilon)
         return op(inputs, params, scale=scale, layout="scale_shift_interleaved")
@@ -172,6 +177,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
             use_batch_norm,
         )
         AutoregressiveTransform.__init__(self, net)
+        self.features = features
 
     def _parameters_each(self) -> int:
         return 3 * self.num_bins + self._slopes_beyond_bins()

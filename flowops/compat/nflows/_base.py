@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowops.compat._twins import Twin
+from flowops.ops._dispatch import transforms_active
 
 
 class Transform(Twin):
@@ -53,28 +54,20 @@ class _Reordered(torch.autograd.Function):
     The gradient that autograd gives to ``index_select`` adds into zeros, for indices may repeat.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, order: Tensor, inverse: Tensor, dim: int) -> Tensor:
-        return x.index_select(dim, order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, order, inverse, ctx.dim = inputs
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
         ctx.save_for_backward(order, inverse)
-        ctx.save_for_forward(order, inverse)
+        return x.index_select(dim, order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         order, inverse = ctx.saved_tensors
         return reordered(grad, inverse, order, ctx.dim), None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *others: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return tangent.index_select(ctx.dim, ctx.saved_tensors[0])
-
 
 def reordered(x: Tensor, order: Tensor, inverse: Tensor, dim: int = 1) -> Tensor:
     """Return ``x`` with ``dim`` in ``order``, a permutation whose inverse is ``inverse``."""
+    if transforms_active():
+        return x.index_select(dim, order)
     return _Reordered.apply(x, order, inverse, dim)  # pyright: ignore[reportReturnType]

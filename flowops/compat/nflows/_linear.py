@@ -280,8 +280,7 @@ class NaiveLinear(Linear):
 
     def weight_and_logabsdet(self) -> tuple[Tensor, Tensor]:
         """Return W and log|det W|."""
-        weights, _, logdets = ops.invertible_conv1x1_full([self._weight])
-        return weights[0], logdets[0]
+        return self._weight, ops.invertible_conv1x1_full([self._weight])[2][0]
 
     def weight_inverse_and_logabsdet(self) -> tuple[Tensor, Tensor]:
         """Return the inverse of W, and log|det W|, of W itself."""
