@@ -45,6 +45,7 @@ class Case(NamedTuple):
     unit: bool = False  # data in [0, 1]
     context: bool = True
     inverse_works: bool = True  # of the peer
+    noise: tuple[int, ...] | None = None  # shape of the outputs, where it is another
 
 
 CASES: dict[str, Case] = {}
@@ -93,6 +94,22 @@ def _couplings() -> None:
         )
 
 
+def make_multiscale(lib: Any) -> nn.Module:
+    """Three levels on images, the first two with an odd and an even number of channels."""
+    whole = lib.MultiscaleCompositeTransform(3)
+    shape = (5, 4, 2)
+    for channels in (5, 2, 1):
+        layers = [lib.ActNorm(channels)]
+        if channels > 1:
+            mask = torch.arange(channels) % 2
+            layers.append(lib.AffineCouplingTransform(mask, lambda a, b: Net(a, b, True, None)))
+        if channels == 1:
+            layers.append(lib.SqueezeTransform(2))
+            shape = (4, 2, 1)
+        shape = whole.add_transform(lib.CompositeTransform(layers), shape)
+    return whole
+
+
 def _others() -> None:
     for tails in (None, "linear"):
         CASES[f"CDF-{tails}"] = Case(
@@ -107,6 +124,8 @@ def _others() -> None:
         "LU": lambda lib, **k: lib.LULinear(6, identity_init=False, eps=0.01, **k),
         "Naive": lambda lib, **k: lib.NaiveLinear(6, **k),
         "Conv": lambda lib, **k: lib.OneByOneConvolution(6, identity_init=False, **k),
+        "QR": lambda lib, **k: lib.QRLinear(6, 3, **k),
+        "SVD": lambda lib, **k: lib.SVDLinear(6, 4, identity_init=False, eps=0.01, **k),
     }
     for name, make in linear.items():
         shape = (6, 4, 2) if name == "Conv" else (6,)
@@ -118,6 +137,23 @@ def _others() -> None:
             context=False,
             inverse_works=works,
         )
+    for count in (1, 4, 9):
+        CASES[f"Householder-{count}"] = Case(
+            lambda lib, count=count: lib.HouseholderSequence(6, count), (6,), context=False
+        )
+    CASES["Squeeze"] = Case(
+        lambda lib: lib.SqueezeTransform(2), (3, 4, 6), context=False, noise=(12, 2, 3)
+    )
+    CASES["Composite"] = Case(
+        lambda lib: lib.CompositeTransform(
+            [
+                CASES["Affine-first-1d"].make(lib),
+                lib.InverseTransform(CASES["Affine-scattered-1d"].make(lib)),
+            ]
+        ),
+        (5,),
+    )
+    CASES["Multiscale"] = Case(make_multiscale, (5, 4, 2), noise=(40,))
     for shape in ((6,), (6, 4, 2)):
         CASES[f"ActNorm-{len(shape)}d"] = Case(lambda lib: lib.ActNorm(6), shape, context=False)
     for dim in (1, 2):
@@ -164,9 +200,9 @@ def randomized(layer: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modul
     return randomize_(layer.double(), std=0.4).to(dtype).eval()
 
 
-def make_data(case: Case, batch: int = 7) -> tuple[Tensor, Tensor | None]:
-    """Data and a context, float64; with tails some of the data lie in them."""
-    shape = (batch, *case.shape)
+def make_data(case: Case, batch: int = 7, *, inverse: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Inputs and a context, float64; with tails some of the inputs lie in them."""
+    shape = (batch, *(case.noise if inverse and case.noise else case.shape))
     x = torch.rand(shape, dtype=torch.float64) if case.unit else torch.randn(shape).double()
     return x, torch.randn(batch, 3, dtype=torch.float64) if case.context else None
 

@@ -40,7 +40,7 @@ def test_equals_nflows(name: str, inverse: bool, theirs: Any) -> None:
     if inverse and not case.inverse_works:
         pytest.skip("nflows' own fails")
     layer, peer = make_pair(case, theirs, torch.float64)
-    x, context = make_data(case)
+    x, context = make_data(case, inverse=inverse)
     expected = run(peer, x, context, inverse=inverse)
     assert_same(run(layer, x, context, inverse=inverse), expected)
     state = layer.state_dict()
@@ -55,13 +55,17 @@ def rms(x: torch.Tensor) -> float:
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("name", [name for name in CASES if "Permutation" not in name])
+@pytest.mark.parametrize(
+    "name", [n for n, case in CASES.items() if any(True for _ in case.make(ours).parameters())]
+)
 def test_as_exact_as_nflows_in_float32(name: str, inverse: bool, theirs: Any) -> None:
     case = CASES[name]
     if inverse and not case.inverse_works:
         pytest.skip("nflows' own fails")
     layer, peer = make_pair(case, theirs, torch.float32)
-    x, context = (None if t is None else t.float().double() for t in make_data(case, 64))
+    x, context = (
+        None if t is None else t.float().double() for t in make_data(case, 64, inverse=inverse)
+    )
     actual = run(layer, x, context, inverse=inverse)
     rival = run(peer, x, context, inverse=inverse)
     truth = run(peer.double(), x, context, inverse=inverse)
@@ -79,7 +83,7 @@ def test_as_exact_as_nflows_in_float32(name: str, inverse: bool, theirs: Any) ->
 def test_logabsdet_is_that_of_the_jacobian(name: str, inverse: bool) -> None:
     case = CASES[name]
     layer = randomized(case.make(ours))
-    x, context = make_data(case, 2)
+    x, context = make_data(case, 2, inverse=inverse)
     call = layer.inverse if inverse else layer
     outputs, logabsdet = call(x, context)
     rows = iter([None, None] if context is None else context.split(1))
@@ -95,7 +99,7 @@ def test_logabsdet_is_that_of_the_jacobian(name: str, inverse: bool) -> None:
 def test_empty_batch(name: str, inverse: bool) -> None:
     case = CASES[name]
     layer = randomized(case.make(ours))
-    x, context = make_data(case, 0)
+    x, context = make_data(case, 0, inverse=inverse)
     outputs, logabsdet = (layer.inverse if inverse else layer)(x, context)
-    assert outputs.shape == x.shape
+    assert outputs.shape == make_data(case, 0, inverse=not inverse)[0].shape
     assert logabsdet.shape == (0,)

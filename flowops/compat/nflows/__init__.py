@@ -11,11 +11,18 @@ from flowops.compat.nflows._autoregressive import (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
 )
+from flowops.compat.nflows._composite import (
+    CompositeTransform,
+    InverseTransform,
+    MultiscaleCompositeTransform,
+    SqueezeTransform,
+)
 from flowops.compat.nflows._coupling import (
     AdditiveCouplingTransform,
     AffineCouplingTransform,
     PiecewiseRationalQuadraticCouplingTransform,
 )
+from flowops.compat.nflows._householder import HouseholderSequence, QRLinear, SVDLinear
 from flowops.compat.nflows._linear import LULinear, NaiveLinear, OneByOneConvolution
 from flowops.compat.nflows._normalization import ActNorm
 from flowops.compat.nflows._permutations import (
@@ -34,16 +41,23 @@ __all__ = [
     "ActNorm",
     "AdditiveCouplingTransform",
     "AffineCouplingTransform",
+    "CompositeTransform",
+    "HouseholderSequence",
+    "InverseTransform",
     "LULinear",
     "MaskedAffineAutoregressiveTransform",
     "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
+    "MultiscaleCompositeTransform",
     "NaiveLinear",
     "OneByOneConvolution",
     "Permutation",
     "PiecewiseRationalQuadraticCDF",
     "PiecewiseRationalQuadraticCouplingTransform",
+    "QRLinear",
     "RandomPermutation",
     "ReversePermutation",
+    "SVDLinear",
+    "SqueezeTransform",
     "rational_quadratic_spline",
     "unconstrained_rational_quadratic_spline",
 ]
@@ -53,6 +67,7 @@ _MODULES: dict[str, tuple[type[Twin], ...]] = {
         MaskedAffineAutoregressiveTransform,
         MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
     ),
+    "base": (CompositeTransform, InverseTransform, MultiscaleCompositeTransform),
     "conv": (OneByOneConvolution,),
     "coupling": (
         AdditiveCouplingTransform,
@@ -63,7 +78,11 @@ _MODULES: dict[str, tuple[type[Twin], ...]] = {
     "lu": (LULinear,),
     "nonlinearities": (PiecewiseRationalQuadraticCDF,),
     "normalization": (ActNorm,),
+    "orthogonal": (HouseholderSequence,),
     "permutations": (Permutation, RandomPermutation, ReversePermutation),
+    "qr": (QRLinear,),
+    "reshape": (SqueezeTransform,),
+    "svd": (SVDLinear,),
 }
 
 TWINS: dict[str, type[Twin]] = {

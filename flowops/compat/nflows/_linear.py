@@ -127,7 +127,7 @@ class Linear(Transform):
     def _inverse(self, inputs: Tensor, weight: Tensor, logabsdet: Tensor) -> tuple[Tensor, Tensor]:
         """Undo with the inverse matrix ``weight``; the bias joins it, at C^2 instead of a pass."""
         check_inputs(self, inputs, self.features, self._dims)
-        bias = -torch.mv(weight, self.bias.to(weight.dtype))
+        bias = -(weight * self.bias).sum(1).to(weight.dtype)
         outputs = ops.invertible_conv1x1(inputs, weight, bias)
         return outputs, _per_sample(inputs, -logabsdet)
 
@@ -175,8 +175,8 @@ class LULinear(Linear):
 
     @property
     def upper_diag(self) -> Tensor:
-        """The diagonal of U."""
-        return softplus(self.unconstrained_upper_diag) + self.eps
+        """The diagonal of U, float32 or wider."""
+        return softplus(wide(self.unconstrained_upper_diag)) + self.eps
 
     def logabsdet(self) -> Tensor:
         """Return log|det W|, nats."""
@@ -205,8 +205,17 @@ class LULinear(Linear):
         return weights[0], logdets[0]
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def triangle(entries: Tensor, size: int, *, upper: bool) -> Tensor:
-    """Return the square matrix with ``entries`` row by row strictly above or below its diagonal."""
+    """Return the square matrix with ``entries`` row by row strictly above or below its diagonal.
+
+    It is float32 or wider.
+    """
+    entries = wide(entries)
     indices = torch.triu_indices if upper else torch.tril_indices
     rows, columns = indices(size, size, 1 if upper else -1, device=entries.device)
     return entries.new_zeros(size, size).index_put((rows, columns), entries)

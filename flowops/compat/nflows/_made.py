@@ -27,7 +27,7 @@ class MaskedLinear(nn.Linear):
         column = out_degrees[:, None]
         seen = column > in_degrees if strictly else column >= in_degrees
         self.register_buffer("mask", seen.to(self.weight.dtype))
-        self.register_buffer("degrees", out_degrees)
+        self.register_buffer("degrees", out_degrees.clone())
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, inputs) to (N, outputs)."""
