@@ -110,6 +110,13 @@ def make_multiscale(lib: Any) -> nn.Module:
     return whole
 
 
+def make_batch_norm(lib: Any) -> nn.Module:
+    """With a variance that random factors change."""
+    layer = lib.BatchNorm(6, eps=1e-3)
+    layer.running_var.add_(2)
+    return layer
+
+
 def _others() -> None:
     for tails in (None, "linear"):
         CASES[f"CDF-{tails}"] = Case(
@@ -156,6 +163,7 @@ def _others() -> None:
     CASES["Multiscale"] = Case(make_multiscale, (5, 4, 2), noise=(40,))
     for shape in ((6,), (6, 4, 2)):
         CASES[f"ActNorm-{len(shape)}d"] = Case(lambda lib: lib.ActNorm(6), shape, context=False)
+    CASES["BatchNorm"] = Case(make_batch_norm, (6,), context=False)
     for dim in (1, 2):
         CASES[f"RandomPermutation-{dim}"] = Case(
             lambda lib, dim=dim: lib.RandomPermutation(6, dim), (6, 6), context=False

@@ -238,7 +238,9 @@ def test_errors() -> None:
         "MaskedAffineAutoregressiveTransform": lib.MaskedAffineAutoregressiveTransform(3, 4),
     }
     for name, layer in layers.items():
-        for wrong in (torch.randn(2, 4), torch.randn(2, 4, 2, 2)):
+        shapes = [(2, 4), (2, 4, 2, 2)] + [(2, 3, 2)] * (name != "RandomPermutation")
+        for shape in shapes:
+            wrong = torch.randn(shape)
             with pytest.raises(ValueError, match=f"{name}: inputs must have s"):
                 layer.inverse(wrong)
             with pytest.raises(ValueError, match=f"{name}: inputs must have s"):

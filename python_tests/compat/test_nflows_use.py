@@ -33,6 +33,7 @@ SOME = [
     "Multiscale",
     "Composite",
     "ActNorm-3d",
+    "BatchNorm",
     "RandomPermutation-1",
     "MaskedAffine-2",
     "MaskedRQS-0",
@@ -246,6 +247,20 @@ def test_actnorm_initializes_as_nflows(theirs: Any) -> None:
         z = layers[0](x)[0].transpose(0, 1).flatten(1)
         torch.testing.assert_close(z.mean(1), torch.zeros(6, dtype=torch.float64))
         torch.testing.assert_close(z.var(1), torch.ones(6, dtype=torch.float64))
+
+
+def test_batch_norm_trains_as_nflows(theirs: Any) -> None:
+    peer = randomized(theirs.BatchNorm(6, momentum=0.3)).train()
+    layer = ours.BatchNorm(6, momentum=0.3).double()
+    layer.load_state_dict(peer.state_dict())
+    x = 3 * torch.randn(40, 6, dtype=torch.float64) + 7
+    for _ in range(2):
+        assert_same(run(layer, x, None, inverse=False), run(peer, x, None, inverse=False))
+        torch.testing.assert_close(layer.state_dict(), peer.state_dict())
+    with pytest.raises(ours.InverseNotAvailable, match="in evaluation mode, got training"):
+        layer.inverse(x)
+    with pytest.raises(ValueError, match=r"at least 2 samples in training, got shape \(1, 6\)"):
+        layer(x[:1])
 
 
 @pytest.mark.parametrize("name", ["LU", "Naive", "Conv", "QR", "SVD"])

@@ -24,7 +24,7 @@ from flowops.compat.nflows._coupling import (
 )
 from flowops.compat.nflows._householder import HouseholderSequence, QRLinear, SVDLinear
 from flowops.compat.nflows._linear import LULinear, NaiveLinear, OneByOneConvolution
-from flowops.compat.nflows._normalization import ActNorm
+from flowops.compat.nflows._normalization import ActNorm, BatchNorm, InverseNotAvailable
 from flowops.compat.nflows._permutations import (
     Permutation,
     RandomPermutation,
@@ -41,8 +41,10 @@ __all__ = [
     "ActNorm",
     "AdditiveCouplingTransform",
     "AffineCouplingTransform",
+    "BatchNorm",
     "CompositeTransform",
     "HouseholderSequence",
+    "InverseNotAvailable",
     "InverseTransform",
     "LULinear",
     "MaskedAffineAutoregressiveTransform",
@@ -77,7 +79,7 @@ _MODULES: dict[str, tuple[type[Twin], ...]] = {
     "linear": (NaiveLinear,),
     "lu": (LULinear,),
     "nonlinearities": (PiecewiseRationalQuadraticCDF,),
-    "normalization": (ActNorm,),
+    "normalization": (ActNorm, BatchNorm),
     "orthogonal": (HouseholderSequence,),
     "permutations": (Permutation, RandomPermutation, ReversePermutation),
     "qr": (QRLinear,),

@@ -55,19 +55,19 @@ class _Reordered(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
-        ctx.save_for_backward(order, inverse)
+        ctx.save_for_backward(order)
         return x.index_select(dim, order)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        order, inverse = ctx.saved_tensors
-        return reordered(grad, inverse, order, ctx.dim), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (order,) = ctx.saved_tensors
+        return reordered(grad, order.argsort(), ctx.dim), None, None
 
 
-def reordered(x: Tensor, order: Tensor, inverse: Tensor, dim: int = 1) -> Tensor:
-    """Return ``x`` with ``dim`` in ``order``, a permutation whose inverse is ``inverse``."""
+def reordered(x: Tensor, order: Tensor, dim: int = 1) -> Tensor:
+    """Return ``x`` with ``dim`` in ``order``, which is a permutation."""
     if transforms_active():
         return x.index_select(dim, order)
-    return _Reordered.apply(x, order, inverse, dim)  # pyright: ignore[reportReturnType]
+    return _Reordered.apply(x, order, dim)  # pyright: ignore[reportReturnType]

@@ -104,11 +104,8 @@ class CouplingTransform(Transform):
         if end is not None:
             return self._couple_blocks(inputs, context, inverse, end == "first")
         order = torch.cat([self.identity_features, self.transform_features])
-        places = order.argsort()
-        outputs, logabsdet = self._couple_blocks(
-            reordered(inputs, order, places), context, inverse, True
-        )
-        return reordered(outputs, places, order), logabsdet
+        outputs, logabsdet = self._couple_blocks(reordered(inputs, order), context, inverse, True)
+        return reordered(outputs, order.argsort()), logabsdet
 
     def _couple_blocks(
         self, x: Tensor, context: Tensor | None, inverse: bool, keep_first: bool

@@ -39,20 +39,20 @@ class Permutation(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See :class:`Transform`."""
-        return self._reorder(inputs, self._permutation, self._inverse_permutation)
+        return self._reorder(inputs, self._permutation)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See :class:`Transform`."""
-        return self._reorder(inputs, self._inverse_permutation, self._permutation)
+        return self._reorder(inputs, self._inverse_permutation)
 
-    def _reorder(self, inputs: Tensor, order: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _reorder(self, inputs: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         dim, size = self._dim, self._permutation.numel()
         if dim >= inputs.dim() or inputs.size(dim) != size:
             raise ValueError(
                 f"{type(self).__name__}: inputs must have size {size} in dimension {dim}, "
                 f"got shape {tuple(inputs.shape)}"
             )
-        return reordered(inputs, order, places, dim), zeros_logdet(inputs)
+        return reordered(inputs, order, dim), zeros_logdet(inputs)
 
 
 class RandomPermutation(Permutation):
