@@ -257,5 +257,8 @@ def test_refuses_what_nflows_has_and_the_kernels_lack(theirs: Any) -> None:
     assert twin.refusal(peer) is None
     peer.tails = "circular"
     assert "circular" in str(twin.refusal(peer))
+    for options in ({"min_bin_width": 0.25}, {"min_bin_height": 0.25}, {"min_derivative": 1.0}):
+        full = theirs.PiecewiseRationalQuadraticCDF(2, 4, **options)
+        assert "least" in str(find_twin(full).refusal(full))  # type: ignore[union-attr]
     empty = theirs.AffineCouplingTransform([0, 0], net)
     assert "no feature" in str(find_twin(empty).refusal(empty))  # type: ignore[union-attr]

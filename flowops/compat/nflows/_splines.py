@@ -180,8 +180,13 @@ class SplineTransform(Transform):
     @classmethod
     def refusal(cls, peer: nn.Module) -> str | None:
         """See :class:`Twin`."""
-        tails: object = peer.tails
-        return None if tails in (None, "linear") else f"tails {tails!r} are unknown"
+        layer: Any = peer
+        if layer.tails not in (None, "linear"):
+            return f"tails {layer.tails!r} are unknown"
+        own = getattr(layer, "unnormalized_widths", None)
+        bins = layer.num_bins if own is None else own.size(-1)
+        full = bins * max(layer.min_bin_width, layer.min_bin_height) >= 1
+        return "the least bins or slopes fill all" if full or layer.min_derivative >= 1 else None
 
     def _set_options(
         self,
