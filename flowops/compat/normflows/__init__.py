@@ -14,34 +14,71 @@ from flowops.compat.normflows.affine import (
     AffineCouplingBlock,
     MaskedAffineFlow,
 )
+from flowops.compat.normflows.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedPiecewiseRationalQuadraticAutoregressive,
+)
 from flowops.compat.normflows.glow import GlowBlock
 from flowops.compat.normflows.mixing import Invertible1x1Conv, InvertibleAffine, LULinearPermute
 from flowops.compat.normflows.reshape import Merge, Split, Squeeze
+from flowops.compat.normflows.splines import (
+    PiecewiseRationalQuadraticCDF,
+    PiecewiseRationalQuadraticCoupling,
+)
+from flowops.compat.normflows.wrapper import (
+    AutoregressiveRationalQuadraticSpline,
+    CircularAutoregressiveRationalQuadraticSpline,
+    CircularCoupledRationalQuadraticSpline,
+    CoupledRationalQuadraticSpline,
+)
 
 __all__ = [
     "ActNorm",
     "AffineConstFlow",
     "AffineCoupling",
     "AffineCouplingBlock",
+    "AutoregressiveRationalQuadraticSpline",
+    "CircularAutoregressiveRationalQuadraticSpline",
+    "CircularCoupledRationalQuadraticSpline",
+    "CoupledRationalQuadraticSpline",
     "GlowBlock",
     "Invertible1x1Conv",
     "InvertibleAffine",
     "LULinearPermute",
+    "MaskedAffineAutoregressive",
     "MaskedAffineFlow",
     "Merge",
     "Split",
     "Squeeze",
 ]
 
+_AFFINE, _SPLINE = "normflows.flows.affine", "normflows.flows.neural_spline"
+
 TWINS: dict[str, type[Twin]] = {
-    "normflows.flows.affine.coupling.AffineConstFlow": AffineConstFlow,
-    "normflows.flows.affine.coupling.AffineCoupling": AffineCoupling,
-    "normflows.flows.affine.coupling.AffineCouplingBlock": AffineCouplingBlock,
-    "normflows.flows.affine.coupling.MaskedAffineFlow": MaskedAffineFlow,
-    "normflows.flows.affine.glow.GlowBlock": GlowBlock,
+    f"{_AFFINE}.autoregressive.MaskedAffineAutoregressive": MaskedAffineAutoregressive,
+    f"{_AFFINE}.coupling.AffineConstFlow": AffineConstFlow,
+    f"{_AFFINE}.coupling.AffineCoupling": AffineCoupling,
+    f"{_AFFINE}.coupling.AffineCouplingBlock": AffineCouplingBlock,
+    f"{_AFFINE}.coupling.MaskedAffineFlow": MaskedAffineFlow,
+    f"{_AFFINE}.glow.GlowBlock": GlowBlock,
     "normflows.flows.mixing.Invertible1x1Conv": Invertible1x1Conv,
     "normflows.flows.mixing.InvertibleAffine": InvertibleAffine,
     "normflows.flows.mixing.LULinearPermute": LULinearPermute,
+    f"{_SPLINE}.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": (
+        MaskedPiecewiseRationalQuadraticAutoregressive
+    ),
+    f"{_SPLINE}.coupling.PiecewiseRationalQuadraticCDF": PiecewiseRationalQuadraticCDF,
+    f"{_SPLINE}.coupling.PiecewiseRationalQuadraticCoupling": PiecewiseRationalQuadraticCoupling,
+    f"{_SPLINE}.wrapper.AutoregressiveRationalQuadraticSpline": (
+        AutoregressiveRationalQuadraticSpline
+    ),
+    f"{_SPLINE}.wrapper.CircularAutoregressiveRationalQuadraticSpline": (
+        CircularAutoregressiveRationalQuadraticSpline
+    ),
+    f"{_SPLINE}.wrapper.CircularCoupledRationalQuadraticSpline": (
+        CircularCoupledRationalQuadraticSpline
+    ),
+    f"{_SPLINE}.wrapper.CoupledRationalQuadraticSpline": CoupledRationalQuadraticSpline,
     "normflows.flows.normalization.ActNorm": ActNorm,
     "normflows.flows.reshape.Merge": Merge,
     "normflows.flows.reshape.Split": Split,
