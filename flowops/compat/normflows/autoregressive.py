@@ -87,9 +87,7 @@ class MaskedAffineAutoregressive(_Autoregressive):
     def _elementwise(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         x, params = promoted(x, params)
         op = ops.affine_coupling_inverse if inverse else ops.affine_coupling
-        return op(
-            x, params, scale=ScaleMap("sigmoid", floor=1e-3), layout="scale_shift_interleaved"
-        )
+        return op(x, params, scale=_SCALE, layout="scale_shift_interleaved")
 
 
 class MaskedPiecewiseRationalQuadraticAutoregressive(Splines, _Autoregressive):
