@@ -13,6 +13,7 @@ convolutions see a frame of ones, its conditioners have no actnorm.
 from __future__ import annotations
 
 from flowops.compat._twins import Twin
+from flowops.compat.glow.checkpoints import load_chaiyujin, load_y0ast, to_chaiyujin, to_y0ast
 from flowops.compat.glow.layers import (
     ActNorm,
     AffineCoupling,
@@ -31,6 +32,10 @@ __all__ = [
     "InvConv2d",
     "InvConv2dLU",
     "ZeroConv2d",
+    "load_chaiyujin",
+    "load_y0ast",
+    "to_chaiyujin",
+    "to_y0ast",
 ]
 
 #: Scripts have no names that their classes could be found by.
