@@ -16,7 +16,15 @@ from torch import nn
 
 #: Libraries whose modules ``flowops.compat.<name>`` have a table ``TWINS``: the peer's class, by
 #: its full name, to ours.
-LIBRARIES = ("nflows", "normflows", "zuko", "freia", "torch_nn", "fast_transformers")
+LIBRARIES = (
+    "nflows",
+    "normflows",
+    "zuko",
+    "freia",
+    "glow",
+    "torch_nn",
+    "fast_transformers",
+)
 
 
 class TwinBase:
@@ -52,10 +60,15 @@ def full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_twin(kind: type) -> type[TwinBase] | None:
+def twin_of(kind: type) -> type[TwinBase] | None:
     """Return the class that could take objects of ``kind`` over; subclasses of a peer have none."""
     name = full_name(kind)
     return next((table[name] for table in tables().values() if name in table), None)
+
+
+def find_twin(peer: object) -> type[TwinBase] | None:
+    """Return the class that could take ``peer`` over, or that has."""
+    return twin_of(type(peer).peer if isinstance(peer, Joined) else type(peer))
 
 
 class Joined:
@@ -75,7 +88,7 @@ def _joined(twin: type, peer: type) -> type[Joined]:
 
 
 def _rebuild(peer: type) -> Joined:
-    twin = find_twin(peer)
+    twin = twin_of(peer)
     if twin is None:
         raise TypeError(f"flowops.compat has no twin of {full_name(peer)} any more")
     make: Any = peer.__new__
