@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-# A gradient this much smaller than the largest one counts as rounding.
+# An output, or a gradient, this much smaller than the largest one is held to that one's rounding.
 _SMALL = 1e-3
 
 
@@ -38,10 +38,13 @@ def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str
         only = ", ".join(sorted(before.keys() ^ after.keys()))
         raise ValueError(f"accelerate: outputs and gradients must be the same, got {only} once")
     sizes = {name: _largest(value) for name, value in before.items()}
-    floor = _SMALL * max((s for n, s in sizes.items() if n.startswith("gradient")), default=0.0)
+    kinds = {name: name.partition(" ")[0] for name in before}
+    largest: dict[str, float] = {}
+    for name, size in sizes.items():
+        largest[kinds[name]] = max(size, largest.get(kinds[name], 0.0))
     return {
         name: _largest(after[name].double() - value.double())
-        / max(sizes[name], floor if name.startswith("gradient") else 0.0, 1e-30)
+        / max(sizes[name], _SMALL * largest[kinds[name]], 1e-30)
         for name, value in before.items()
     }
 

@@ -15,23 +15,40 @@ from flowops.compat.freia.coupling import (
     NICECouplingBlock,
     RNVPCouplingBlock,
 )
+from flowops.compat.freia.normalization import ActNorm, Fixed1x1Conv
 from flowops.compat.freia.spline import rational_quadratic_spline
+from flowops.compat.freia.spline_blocks import (
+    BinnedSplineBase,
+    ElementwiseRationalQuadraticSpline,
+    RationalQuadraticSpline,
+)
 
 __all__ = [
+    "ActNorm",
     "AffineCouplingOneSided",
     "AllInOneBlock",
     "ConditionalAffineTransform",
+    "ElementwiseRationalQuadraticSpline",
+    "Fixed1x1Conv",
     "GINCouplingBlock",
     "GLOWCouplingBlock",
     "InvertibleModule",
     "NICECouplingBlock",
     "RNVPCouplingBlock",
+    "RationalQuadraticSpline",
     "rational_quadratic_spline",
 ]
 
 #: See :mod:`flowops.compat._twins`.
 TWINS: dict[str, type[Twin]] = {
     "FrEIA.modules.all_in_one_block.AllInOneBlock": AllInOneBlock,
+    "FrEIA.modules.fixed_transforms.Fixed1x1Conv": Fixed1x1Conv,
+    "FrEIA.modules.invertible_resnet.ActNorm": ActNorm,
+    "FrEIA.modules.splines.binned.BinnedSplineBase": BinnedSplineBase,
+    "FrEIA.modules.splines.rational_quadratic.ElementwiseRationalQuadraticSpline": (
+        ElementwiseRationalQuadraticSpline
+    ),
+    "FrEIA.modules.splines.rational_quadratic.RationalQuadraticSpline": RationalQuadraticSpline,
     **{
         f"FrEIA.modules.coupling_layers.{twin.__name__}": twin
         for twin in (
