@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -127,27 +127,11 @@ class _Attention(Twin):
         of_queries = self.feature_map.forward_queries(queries)
         return of_queries, self.feature_map.forward_keys(keys), "identity"
 
-    def _attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, key_lengths: Any, *, causal: bool
-    ) -> Tensor:
-        self.feature_map.new_feature_map(queries.device)
-        q, k, name = self._features(queries, keys)
-        padding = key_lengths.bool_matrix == 0
-        if causal and (more := q.size(1) - k.size(1)):
-            # Keys to come are cut, and missing ones have no weight.
-            k, values = (pad(t, (0, 0, 0, 0, 0, more)) for t in (k, values))
-            padding = pad(padding, (0, more), value=True)
-        return ops.linear_attention(
-            q, k, values, feature_map=name, causal=causal, eps=self.eps, key_padding_mask=padding
-        )
 
+class _Whole(_Attention):
+    """Attention of whole sequences, under the one mask that the layer knows."""
 
-class LinearAttention(_Attention):
-    """Every query sees every key; arguments as for :class:`CausalLinearAttention`.
-
-    Source:
-        Katharopoulos et al., Transformers are RNNs, 2020, arXiv:2006.16236.
-    """
+    causal: ClassVar[bool]
 
     def forward(
         self,
@@ -158,25 +142,55 @@ class LinearAttention(_Attention):
         query_lengths: Any,
         key_lengths: Any,
     ) -> Tensor:
-        """Return (N, L, H, M).
+        """Return (N, L, H, M); if causal, keys and values are cut or padded to the length L.
 
         Args:
             queries: (N, L, H, E).
             keys: (N, S, H, E).
             values: (N, S, H, M).
-            attn_mask: A mask of fast-transformers that leaves everything.
+            attn_mask: A mask of fast-transformers: full, or if causal lower triangular.
             query_lengths: Not used.
             key_lengths: A mask (N, S).
 
         Raises:
-            RuntimeError: If ``attn_mask`` leaves something out.
+            RuntimeError: If ``attn_mask`` is another.
         """
-        if not attn_mask.all_ones:
-            raise RuntimeError("LinearAttention: attn_mask must be full, got one that is not")
-        return self._attend(queries, keys, values, key_lengths, causal=False)
+        if not (attn_mask.lower_triangular if self.causal else attn_mask.all_ones):
+            wanted = "lower triangular" if self.causal else "full"
+            name = type(self).__name__
+            raise RuntimeError(f"{name}: attn_mask must be {wanted}, got one that is not")
+        return self._attend(queries, keys, values, key_lengths)
+
+    def _attend(self, q: Tensor, k: Tensor, values: Tensor, key_lengths: Any) -> Tensor:
+        self.feature_map.new_feature_map(q.device)
+        q, k, name = self._features(q, k)
+        padding = key_lengths.bool_matrix == 0
+        if self.causal and (more := q.size(1) - k.size(1)):
+            # Keys to come are cut, and missing ones have no weight.
+            k, values = (pad(t, (0, 0, 0, 0, 0, more)) for t in (k, values))
+            padding = pad(padding, (0, more), value=True)
+        return ops.linear_attention(
+            q,
+            k,
+            values,
+            feature_map=name,
+            causal=self.causal,
+            eps=self.eps,
+            key_padding_mask=padding,
+        )
 
 
-class CausalLinearAttention(_Attention):
+class LinearAttention(_Whole):
+    """Every query sees every key; arguments as for :class:`CausalLinearAttention`.
+
+    Source:
+        Katharopoulos et al., Transformers are RNNs, 2020, arXiv:2006.16236.
+    """
+
+    causal = False
+
+
+class CausalLinearAttention(_Whole):
     """A query sees the keys up to its own place.
 
     Args:
@@ -190,33 +204,7 @@ class CausalLinearAttention(_Attention):
         Katharopoulos et al., Transformers are RNNs, 2020, arXiv:2006.16236.
     """
 
-    def forward(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        attn_mask: Any,
-        query_lengths: Any,
-        key_lengths: Any,
-    ) -> Tensor:
-        """Return (N, L, H, M); keys and values are cut or padded to the length L of the queries.
-
-        Args:
-            queries: (N, L, H, E).
-            keys: (N, S, H, E).
-            values: (N, S, H, M).
-            attn_mask: A mask of fast-transformers that is lower triangular.
-            query_lengths: Not used.
-            key_lengths: A mask (N, S).
-
-        Raises:
-            RuntimeError: If ``attn_mask`` is another.
-        """
-        if not attn_mask.lower_triangular:
-            raise RuntimeError(
-                "CausalLinearAttention: attn_mask must be lower triangular, got one that is not"
-            )
-        return self._attend(queries, keys, values, key_lengths, causal=True)
+    causal = True
 
 
 class RecurrentLinearAttention(_Attention):

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from flowops import ops
 from flowops.compat.freia.base import Dims, InvertibleModule, Result, condition_channels, couple
-from flowops.compat.freia.coupling import Constructor, _given
+from flowops.compat.freia.coupling import Constructor, given
 from flowops.ops import ScaleMap
 
 _NAME = "AllInOneBlock"
@@ -106,7 +106,7 @@ class AllInOneBlock(InvertibleModule):
         self.global_scale = nn.Parameter(torch.full(shape, first))
         self.global_offset = nn.Parameter(torch.zeros(shape))
         self._make_permutation(permute_soft)
-        make = _given(self, subnet_constructor)
+        make = given(self, subnet_constructor)
         self.subnet = make(self.splits[0] + self.condition_channels, 2 * self.splits[1])
         self.last_jac = None
 

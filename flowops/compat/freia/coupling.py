@@ -23,12 +23,14 @@ Constructor = Callable[[int, int], nn.Module]
 
 
 class _Coupling(InvertibleModule):
-    r"""A coupling whose scales are bounded: ``log s = clamp f(raw)``.
+    r"""What FrEIA's couplings share: two parts of the channels, conditions, and bounded scales.
 
     Args:
         dims_in: Shape of a sample, (C, \*S), in a list.
-        dims_c: Shapes of the conditions, with the same pixels.
-        clamp: Largest log-scale.
+        dims_c: Shapes of the conditions, with the same pixels; the networks see them as further
+            channels.
+        subnet_constructor: Makes a network of the channels in and out.
+        clamp: c, the largest log-scale.
         clamp_activation: f: "ATAN" (0.636 arctan), "TANH", "SIGMOID" (2 sigmoid - 1), or a function
             of tensors.
         split_len: Channels of the first part, or their share.
@@ -41,6 +43,7 @@ class _Coupling(InvertibleModule):
         self,
         dims_in: Dims,
         dims_c: Dims = (),
+        subnet_constructor: Constructor | None = None,
         clamp: float = 2.0,
         clamp_activation: str | Clamp = "ATAN",
         split_len: float = 0.5,
@@ -65,6 +68,11 @@ class _Coupling(InvertibleModule):
                 )
             clamp_activation = CLAMPS[clamp_activation][0]
         self.f_clamp = clamp_activation
+        self._make_networks(given(self, subnet_constructor))
+
+    def _make_networks(self, make: Constructor) -> None:
+        """Set the networks, each made of the numbers of channels in and out."""
+        raise NotImplementedError
 
     def forward(
         self, x: Sequence[Tensor], c: Sequence[Tensor] = (), rev: bool = False, jac: bool = True
@@ -134,8 +142,9 @@ class NICECouplingBlock(_Coupling):
         subnet_constructor: Constructor | None = None,
         split_len: float = 0.5,
     ) -> None:
-        super().__init__(dims_in, dims_c, split_len=split_len)
-        make = _given(self, subnet_constructor)
+        super().__init__(dims_in, dims_c, subnet_constructor, split_len=split_len)
+
+    def _make_networks(self, make: Constructor) -> None:
         self.F = make(self.split_len2 + self.condition_length, self.split_len1)
         self.G = make(self.split_len1 + self.condition_length, self.split_len2)
 
@@ -174,17 +183,7 @@ class GLOWCouplingBlock(_Coupling):
         generation with conditional invertible neural networks, 2019, arXiv:1907.02392.
     """
 
-    def __init__(
-        self,
-        dims_in: Dims,
-        dims_c: Dims = (),
-        subnet_constructor: Constructor | None = None,
-        clamp: float = 2.0,
-        clamp_activation: str | Clamp = "ATAN",
-        split_len: float = 0.5,
-    ) -> None:
-        super().__init__(dims_in, dims_c, clamp, clamp_activation, split_len)
-        make = _given(self, subnet_constructor)
+    def _make_networks(self, make: Constructor) -> None:
         self.subnet1 = make(self.split_len1 + self.condition_length, 2 * self.split_len2)
         self.subnet2 = make(self.split_len2 + self.condition_length, 2 * self.split_len1)
 
@@ -227,17 +226,7 @@ class GINCouplingBlock(GLOWCouplingBlock):
 class RNVPCouplingBlock(_Coupling):
     """As :class:`GLOWCouplingBlock`, with networks of their own for scales and shifts: four."""
 
-    def __init__(
-        self,
-        dims_in: Dims,
-        dims_c: Dims = (),
-        subnet_constructor: Constructor | None = None,
-        clamp: float = 2.0,
-        clamp_activation: str | Clamp = "ATAN",
-        split_len: float = 0.5,
-    ) -> None:
-        super().__init__(dims_in, dims_c, clamp, clamp_activation, split_len)
-        make = _given(self, subnet_constructor)
+    def _make_networks(self, make: Constructor) -> None:
         of_first = self.split_len1 + self.condition_length, self.split_len2
         of_second = self.split_len2 + self.condition_length, self.split_len1
         self.subnet_s1, self.subnet_t1 = make(*of_first), make(*of_first)
@@ -259,17 +248,7 @@ class RNVPCouplingBlock(_Coupling):
 class AffineCouplingOneSided(_Coupling):
     """The second step of :class:`GLOWCouplingBlock` alone; the first part passes through."""
 
-    def __init__(
-        self,
-        dims_in: Dims,
-        dims_c: Dims = (),
-        subnet_constructor: Constructor | None = None,
-        clamp: float = 2.0,
-        clamp_activation: str | Clamp = "ATAN",
-        split_len: float = 0.5,
-    ) -> None:
-        super().__init__(dims_in, dims_c, clamp, clamp_activation, split_len)
-        make = _given(self, subnet_constructor)
+    def _make_networks(self, make: Constructor) -> None:
         self.subnet = make(self.split_len1 + self.condition_length, 2 * self.split_len2)
 
     def forward(
@@ -294,19 +273,9 @@ class ConditionalAffineTransform(_Coupling):
         arXiv:1903.07291.
     """
 
-    def __init__(
-        self,
-        dims_in: Dims,
-        dims_c: Dims = (),
-        subnet_constructor: Constructor | None = None,
-        clamp: float = 2.0,
-        clamp_activation: str | Clamp = "ATAN",
-        split_len: float = 0.5,
-    ) -> None:
-        super().__init__(dims_in, dims_c, clamp, clamp_activation, split_len)
+    def _make_networks(self, make: Constructor) -> None:
         if not self.conditional:
             raise ValueError("ConditionalAffineTransform: dims_c must hold a condition, got []")
-        make = _given(self, subnet_constructor)
         self.subnet = make(self.condition_length, 2 * self.channels)
 
     def forward(
@@ -318,7 +287,12 @@ class ConditionalAffineTransform(_Coupling):
         return (moved,), logdet
 
 
-def _given(block: nn.Module, constructor: Constructor | None) -> Constructor:
+def given(block: nn.Module, constructor: Constructor | None) -> Constructor:
+    """Return the constructor.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if constructor is None:
         raise ValueError(
             f"{type(block).__name__}: subnet_constructor must be a function of the channels in and "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowops.compat.freia.base import Dims, InvertibleModule, Result, condition_channels
-from flowops.compat.freia.coupling import Constructor, _Coupling, _given
+from flowops.compat.freia.coupling import Constructor, _Coupling, given
 from flowops.compat.freia.spline import rational_quadratic_spline
 
 
@@ -114,13 +114,12 @@ class RationalQuadraticSpline(_Coupling):
         identity_tails: bool = False,
         domain_clamping: float | None = None,
     ) -> None:
-        super().__init__(dims_in, dims_c or (), split_len=split_len)
-        self.spline_base = BinnedSplineBase(
-            self.dims_in, self.dims_c, bins, min_bin_sizes, default_domain, identity_tails,
-            domain_clamping,
-        )  # fmt: skip
+        self._options = (bins, min_bin_sizes, default_domain, identity_tails, domain_clamping)
+        super().__init__(dims_in, dims_c or (), subnet_constructor, split_len=split_len)
+
+    def _make_networks(self, make: Constructor) -> None:
+        self.spline_base = BinnedSplineBase(self.dims_in, self.dims_c, *self._options)
         count = _parameter_count(spline_options(self.spline_base))
-        make = _given(self, subnet_constructor)
         self.subnet1 = make(self.split_len2 + self.condition_length, self.split_len1 * count)
         self.subnet2 = make(self.split_len1 + self.condition_length, self.split_len2 * count)
 
@@ -179,7 +178,7 @@ class ElementwiseRationalQuadraticSpline(BinnedSplineBase):
         self.conditional = len(self.dims_c) > 0
         count = self.channels * _parameter_count(spline_options(self))
         if self.conditional:
-            self.subnet = _given(self, subnet_constructor)(self.condition_length, count)
+            self.subnet = given(self, subnet_constructor)(self.condition_length, count)
         else:
             self.spline_parameters = nn.Parameter(torch.zeros(count, *pixels))
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import glu, linear
+from torch.nn.functional import glu
+
+from flowops.compat.nflows._made import MaskedLinear
 
 __all__ = ["MADE", "MaskedLinear", "PeriodicFeaturesElementwise", "ResidualNet"]
 
@@ -45,30 +47,6 @@ class PeriodicFeaturesElementwise(nn.Module):
         angle = self.scale * inputs[..., self.ind]
         periodic = self.weights[:, 0] * torch.sin(angle) + self.weights[:, 1] * torch.cos(angle)
         return torch.cat([periodic, inputs[..., self.ind_]], -1)[..., self.inv_perm]
-
-
-class MaskedLinear(nn.Linear):
-    """Linear layer whose output i sees the inputs of a degree up to, or below, its own.
-
-    Args:
-        in_degrees: Degree of each input, int64.
-        out_degrees: Degree of each output, int64.
-        strict: Whether an output sees lower degrees alone.
-    """
-
-    mask: Tensor
-    degrees: Tensor
-
-    def __init__(self, in_degrees: Tensor, out_degrees: Tensor, *, strict: bool) -> None:
-        super().__init__(len(in_degrees), len(out_degrees))
-        column = out_degrees[:, None]
-        mask = column > in_degrees if strict else column >= in_degrees
-        self.register_buffer("mask", mask.float())
-        self.register_buffer("degrees", out_degrees)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (N, inputs) to (N, outputs)."""
-        return linear(input, self.weight * self.mask, self.bias)
 
 
 class _Block(nn.Module):
@@ -182,13 +160,13 @@ class MADE(nn.Module):
         degrees = order + 1
         most = max(1, features - 1)
         hidden = torch.arange(hidden_features) % most + min(1, features - 1)
-        self.initial_layer = MaskedLinear(degrees, hidden, strict=False)
+        self.initial_layer = MaskedLinear(degrees, hidden, strictly=False)
         if context_features is not None:
             self.context_layer = nn.Linear(context_features, hidden_features)
         between = nn.ReLU() if activation is None else activation
         self.blocks = nn.ModuleList(
             _Block(
-                [MaskedLinear(hidden, hidden, strict=False) for _ in range(2)],
+                [MaskedLinear(hidden, hidden, strictly=False) for _ in range(2)],
                 context_features,
                 between,
                 dropout_probability,
@@ -196,7 +174,7 @@ class MADE(nn.Module):
             for _ in range(num_blocks)
         )
         outputs = degrees.repeat_interleave(output_multiplier)
-        self.final_layer = MaskedLinear(hidden, outputs, strict=True)
+        self.final_layer = MaskedLinear(hidden, outputs, strictly=True)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (N, features) to (N, features output_multiplier), feature by feature."""
