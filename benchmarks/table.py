@@ -87,6 +87,10 @@ def _having(report: dict[str, Any], phase: str) -> list[dict[str, Any]]:
     return [result for result in report["results"] if phase in result]
 
 
+def _own_models(report: dict[str, Any], phase: str) -> list[dict[str, Any]]:
+    return [result for result in _having(report, phase) if result["op"] != "swapped"]
+
+
 def _versions(results: Sequence[dict[str, Any]]) -> str:
     versions = {name: version for r in results for name, version in r.get("versions", {}).items()}
     return ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -94,7 +98,7 @@ def _versions(results: Sequence[dict[str, Any]]) -> str:
 
 def step_table(report: dict[str, Any]) -> list[str]:
     """Return the lines of a second table, with whole training steps, where there are any."""
-    steps = _having(report, "step")
+    steps = _own_models(report, "step")
     if not steps:
         return []
     title = "Whole training steps: how many times as long as ours they take"
@@ -104,10 +108,27 @@ def step_table(report: dict[str, Any]) -> list[str]:
 
 def sample_table(report: dict[str, Any]) -> list[str]:
     """Return the lines of the table of samples."""
-    samples = _having(report, "sample")
+    samples = _own_models(report, "sample")
     if not samples:
         return []
     return ["", "Samples, likewise:", "", *_ratio_table(samples, "sample")]
+
+
+def swapped_table(report: dict[str, Any]) -> list[str]:
+    """Return the lines of the table of models of other packages, before and after."""
+    results = [r for r in _having(report, "step") if r["op"] == "swapped"]
+    if not results:
+        return []
+    body = [
+        [result["case"], *(cell(result.get(phase), name) for phase in ("step", "sample"))]
+        for result in results
+        for name in rivals_in([result], "step")
+    ]
+    title = (
+        "Times faster after `flowops.accelerate(model)`, the rest of the program as it was "
+        f"({_versions(results)})."
+    )
+    return [title, "", *markdown(["model", "training step", "samples"], body)]
 
 
 def package_table(report: dict[str, Any]) -> list[str]:
@@ -161,6 +182,7 @@ def details(report: dict[str, Any]) -> str:
     """Return the tables for docs/benchmarks.md, of what was measured."""
     lines: list[str] = []
     for title, part in (
+        ("Models of other packages, before and after", swapped_table(report)),
         ("The packages' own functions", package_table(report)),
         ("How the cost grows with a size", scaling_table(report)),
         ("Bandwidth and arithmetic of the forward passes", throughput_table(report)),

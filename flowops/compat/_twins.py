@@ -24,6 +24,7 @@ LIBRARIES = (
     "glow",
     "torch_nn",
     "fast_transformers",
+    "fla",
 )
 
 
