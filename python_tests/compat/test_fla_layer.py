@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def make(case: str, **options: Any) -> LinearAttention:
-    layer = LinearAttention(hidden_size=16, num_heads=4, **OPTIONS[case], **options).double()
+    layer = LinearAttention(hidden_size=24, num_heads=4, **OPTIONS[case], **options).double()
     with torch.no_grad():
         for p in layer.parameters():
             p.add_(torch.randn_like(p) / 3)
@@ -76,7 +76,7 @@ def by_definition(layer: LinearAttention, case: str, x: Tensor, mask: Tensor) ->
 
 @pytest.mark.parametrize("case", OPTIONS)
 def test_equals_its_definition(case: str) -> None:
-    layer, x = make(case), torch.randn(2, 7, 16).double().requires_grad_()
+    layer, x = make(case), torch.randn(2, 7, 24).double().requires_grad_()
     mask = torch.tensor([[1] * 9, [1] * 7 + [0] * 2])
     got, weights, cache = layer(x, mask)
     assert (weights, cache) == (None, None)
@@ -99,7 +99,7 @@ class Cache(dict[int, dict[str, Any]]):
 
 @pytest.mark.parametrize("case", ["default", "elu"])
 def test_pieces_with_a_cache_give_the_whole(case: str) -> None:
-    layer, x = make(case, layer_idx=0), torch.randn(2, 7, 16).double()
+    layer, x = make(case, layer_idx=0), torch.randn(2, 7, 24).double()
     cache = Cache()
     pieces = [layer(piece, None, cache, use_cache=True)[0] for piece in x.split([3, 1, 3], 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), layer(x)[0])
@@ -111,8 +111,11 @@ def test_keys_and_copies() -> None:
     names = {name.partition(".")[0] for name in layer.state_dict()}
     projections = {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert names == projections | {"feature_map_q", "feature_map_k", "norm"}
-    x = torch.randn(1, 3, 16).double()
+    x = torch.randn(1, 3, 24).double()
     torch.testing.assert_close(copy.deepcopy(layer)(x)[0], layer(x)[0])
+    assert layer.feature_map_k is not layer.feature_map_q
+    tied = make("t2r")
+    assert tied.feature_map_k is tied.feature_map_q
 
 
 @pytest.mark.parametrize(
@@ -131,4 +134,4 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
 
 def test_a_cache_asks_for_a_place() -> None:
     with pytest.raises(ValueError, match="layer_idx must be given with a cache, got None"):
-        make("elu")(torch.randn(1, 2, 16).double(), None, Cache())
+        make("elu")(torch.randn(1, 2, 24).double(), None, Cache())
