@@ -97,6 +97,25 @@ def test_elements_have_the_log_derivative_of_their_map(case: str) -> None:
     torch.testing.assert_close(transform.inv(y), x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4,), (7, 4), (2, 3, 4), (0, 4)])
+def test_linear_transform_is_that_of_zuko(
+    zuko: Any, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    lu = (torch.randn(4, 4, dtype=dtype) + 2 * torch.eye(4, dtype=dtype)).requires_grad_()
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    bound = 1e-10 if dtype == torch.float64 else 1e-4
+    results = []
+    for module in (ours, zuko.transforms):
+        made = module.LULinearTransform(lu)
+        y, ladj = made.call_and_ladj(x)
+        back = made.inv(x)
+        more = made.log_abs_det_jacobian(x, y)
+        loss = sum((out.square()).sum() for out in (y, ladj, back, more))
+        results.append((y, ladj, back, more, torch.autograd.grad(loss, (x, lu))))
+    torch.testing.assert_close(results[0], results[1], rtol=bound, atol=bound)
+
+
 def test_transforms_serve_torch_distributions() -> None:
     shift, scale = torch.randn(2, 3, dtype=torch.float64)
     made = ours.MonotonicAffineTransform(shift, scale)
@@ -201,6 +220,7 @@ def test_layers_of_zuko_that_stay(zuko: Any) -> None:
     ("build", "message"),
     [
         (lambda: ours.MonotonicAffineTransform(*torch.ones(2, 3), slope=2.0), "slope must be"),
+        (lambda: ours.LULinearTransform(torch.ones(2, 3)), r"LU must have shape \[D, D\]"),
         (lambda: ours.MonotonicRQSTransform(*torch.ones(3, 2, 4)), r"got \[4, 4, 4\]"),
     ],
 )

@@ -1,31 +1,22 @@
-"""Transforms and networks of zuko, by their names and arguments, on flowops kernels.
-
-The transforms are those of ``torch.distributions`` and need no zuko; in zuko's lazy layers they are
-the ``univariate=``, with the same ``shapes``. The lazy layers themselves are taken over by
-:func:`flowops.accelerate`, which saves the splitting of parameters as well.
-"""
+"""zuko's transforms, which are those of ``torch.distributions`` and need no zuko."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from flowops import ops
-from flowops.compat._twins import Twin, full_name
 from flowops.ops import ScaleMap
-
-__all__ = ["CouplingTransform", "MonotonicAffineTransform", "MonotonicRQSTransform"]
 
 Result = tuple[Tensor, Tensor]
 
 
-class _Univariate(Transform):
+class Univariate(Transform):
     """What elements have in common: ``_run`` gives a map and its log-derivatives in one pass."""
 
     domain = constraints.real
@@ -56,7 +47,7 @@ class _Univariate(Transform):
         return self._run(x, inverse=False)[1]
 
 
-class MonotonicAffineTransform(_Univariate):
+class MonotonicAffineTransform(Univariate):
     r"""The map :math:`f(x) = e^a x + b`, with a the soft-clipped ``scale``.
 
     .. math:: a = s / (1 + |s / \log(\text{slope})|)
@@ -99,7 +90,7 @@ class MonotonicAffineTransform(_Univariate):
         return y.reshape(shape), logdet.reshape(shape[:-1] if total else shape)
 
 
-class MonotonicRQSTransform(_Univariate):
+class MonotonicRQSTransform(Univariate):
     r"""A monotonic rational-quadratic spline on [-bound, bound], the identity outside.
 
     Slopes are :math:`e^{d}` of the soft-clipped ``derivatives``, bins the softmax of the
@@ -136,7 +127,7 @@ class MonotonicRQSTransform(_Univariate):
                 "MonotonicRQSTransform: widths, heights and derivatives must have last dimensions "
                 f"K, K and K - 1, got {sizes}"
             )
-        self._params = torch.cat(_broadcast(widths, heights, derivatives), -1)
+        self._params = torch.cat(broadcast_batches(widths, heights, derivatives), -1)
         self._bound, self._slope = bound, slope
 
     @classmethod
@@ -171,14 +162,14 @@ class MonotonicRQSTransform(_Univariate):
         return y.reshape(shape), logdet.reshape(shape[:-1] if total else shape)
 
 
-class _Joint(Transform):
+class Joint(Transform):
     """A univariate transform of vectors, whose log-determinant the kernel sums."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, base: _Univariate) -> None:
+    def __init__(self, base: Univariate) -> None:
         super().__init__()
         self.base = base
 
@@ -245,6 +236,57 @@ class CouplingTransform(Transform):
         return self.meta(kept).log_abs_det_jacobian(moved, moved_y)
 
 
+class LULinearTransform(Transform):
+    r"""The product :math:`f(x) = L U x`.
+
+    Args:
+        LU: (D, D): L is its lower triangle with the diagonal, U its upper one with ones there.
+        cache_size: Of ``torch.distributions.Transform``.
+
+    Raises:
+        ValueError: If ``LU`` is not a square matrix.
+
+    Numerics:
+        Both directions are products with a matrix that one call of the kernel makes, the inverse
+        solved in float64 on the CPU.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, LU: Tensor, cache_size: int = 0) -> None:
+        super().__init__(cache_size=cache_size)
+        if LU.dim() != 2 or LU.size(0) != LU.size(1):
+            raise ValueError(f"LULinearTransform: LU must have shape [D, D], got {list(LU.shape)}")
+        self._LU = LU
+
+    def call_and_ladj(self, x: Tensor) -> Result:
+        """Return the product and its log-determinant, nats, one a vector."""
+        return self._multiply(x, inverse=False)
+
+    def _multiply(self, x: Tensor, *, inverse: bool) -> Result:
+        # The kernel's L has the ones: it is given the transpose, U^T L^T.
+        turned, diagonal = self._LU.t(), self._LU.diagonal()
+        order = torch.arange(len(diagonal), device=diagonal.device)
+        (weight,), _, logdet = ops.invertible_conv1x1_lu(
+            [turned], [turned], [diagonal.abs().log()], [diagonal.sign()], [order], inverse=inverse
+        )
+        rows = x.reshape(math.prod(x.shape[:-1]), len(diagonal))
+        y = ops.invertible_conv1x1(rows, weight.t())
+        return y.reshape(x.shape), logdet[0].expand(x.shape[:-1])
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._multiply(x, inverse=False)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._multiply(y, inverse=True)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log-determinant, nats, one a vector."""
+        return self._LU.diagonal().abs().log().sum().expand(x.shape[:-1])
+
+
 def _soft_clip(slope: float) -> ScaleMap:
     if not 0 < slope < 1:
         raise ValueError(f"MonotonicAffineTransform: slope must be between 0 and 1, got {slope}")
@@ -252,7 +294,7 @@ def _soft_clip(slope: float) -> ScaleMap:
     return ScaleMap("softsign_exp", gain=1 / limit, limit=limit)
 
 
-def _broadcast(*tensors: Tensor) -> list[Tensor]:
+def broadcast_batches(*tensors: Tensor) -> list[Tensor]:
     """Broadcast all dimensions but the last."""
     shape = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
     return [t.expand(*shape, t.size(-1)) for t in tensors]
@@ -265,102 +307,3 @@ def _rows(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
     rows = math.prod(shape[:-1])
     x = x.expand(shape).reshape(rows, width)
     return x, params.expand(*shape, -1).reshape(rows, width, params.size(-1)), shape
-
-
-_OURS: dict[str, Callable[..., _Univariate]] = {
-    "zuko.transforms.MonotonicAffineTransform": MonotonicAffineTransform.of,
-    "zuko.transforms.MonotonicRQSTransform": MonotonicRQSTransform.of,
-    full_name(MonotonicAffineTransform): MonotonicAffineTransform.of,
-    full_name(MonotonicRQSTransform): MonotonicRQSTransform.of,
-}
-
-
-def _univariate(given: Any) -> Callable[[Tensor], _Univariate] | None:
-    """Return what makes our transform of whole parameters where zuko's is made of their parts."""
-    options: dict[str, Any] = {}
-    if isinstance(given, partial):
-        if given.args:
-            return None
-        given, options = given.func, given.keywords
-    known = _OURS.get(full_name(given)) if isinstance(given, type) else None
-    return None if known is None else partial(known, **options)
-
-
-class _Hyper(Twin):
-    """A lazy layer of zuko that gives univariate transforms their parameters."""
-
-    univariate: Callable[..., Transform]
-    hyper: nn.Module
-    total: int
-
-    @classmethod
-    def refusal(cls, peer: nn.Module) -> str | None:
-        """See :class:`Twin`."""
-        given: Any = peer.univariate
-        if _univariate(given) is None:
-            name = getattr(getattr(given, "func", given), "__name__", given)
-            return f"its univariate transform is {name}, which flowops has not"
-        return None
-
-    def meta(self, c: Tensor | None, x: Tensor) -> Transform:
-        """Return the transform of the elements that ``x`` and the context ``c`` determine."""
-        if c is not None:
-            x = torch.cat(_broadcast(x, c), -1)
-        make = _univariate(self.univariate)
-        if make is None:
-            raise TypeError(f"{type(self).__name__}: univariate must be one that flowops has")
-        return _Joint(make(self.hyper(x).unflatten(-1, (-1, self.total))))
-
-
-class MaskedAutoregressiveTransform(_Hyper):
-    """Twin of zuko's autoregressive layer; passes and masks are zuko's."""
-
-
-class GeneralCouplingTransform(_Hyper):
-    """Twin of zuko's coupling layer."""
-
-    mask: Tensor
-
-    def forward(self, c: Tensor | None = None) -> CouplingTransform:
-        """Return the coupling under the context ``c``."""
-        return CouplingTransform(partial(self.meta, c), self.mask)
-
-
-class MLP(Twin):
-    """Twin of zuko's networks of linear layers, masked or not, with ReLU between them."""
-
-    whole = True
-
-    @classmethod
-    def refusal(cls, peer: nn.Module) -> str | None:
-        """See :class:`Twin`."""
-        layer: Any
-        for i, layer in enumerate(peer.children()):
-            kind = full_name(type(layer))
-            if i % 2 and kind != "torch.nn.modules.activation.ReLU":
-                return f"between its layers is {type(layer).__name__}, which is not ReLU"
-            if not i % 2 and kind not in ("zuko.nn.Linear", "zuko.nn.MaskedLinear"):
-                return f"it has a layer of class {type(layer).__name__}"
-            if not i % 2 and (layer.weight.dim() != 2 or layer.bias is None):
-                return "its linear layers are stacked or have no bias"
-        return None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the network of the last dimension of ``x``."""
-        layers: list[Any] = [layer for i, layer in enumerate(self.children()) if not i % 2]
-        weight = [
-            layer.weight if getattr(layer, "mask", None) is None else layer.mask * layer.weight
-            for layer in layers
-        ]
-        rows = x.reshape(math.prod(x.shape[:-1]), x.size(-1))
-        out = ops.mlp(rows, weight, [layer.bias for layer in layers])
-        return out.reshape(*x.shape[:-1], out.size(-1))
-
-
-#: See :mod:`flowops.compat._twins`.
-TWINS: dict[str, type[Twin]] = {
-    "zuko.flows.autoregressive.MaskedAutoregressiveTransform": MaskedAutoregressiveTransform,
-    "zuko.flows.coupling.GeneralCouplingTransform": GeneralCouplingTransform,
-    "zuko.nn.MLP": MLP,
-    "zuko.nn.MaskedMLP": MLP,
-}
