@@ -174,6 +174,7 @@ class Joint(Transform):
         self.base = base
 
     def call_and_ladj(self, x: Tensor) -> Result:
+        """Return the map of ``x`` and its log-determinant, nats, one a vector."""
         return self.base._run(x, inverse=False, total=True)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -183,6 +184,7 @@ class Joint(Transform):
         return self.base._run(y, inverse=True, total=True)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log-determinant, nats, one a vector."""
         return self.call_and_ladj(x)[1]
 
 
