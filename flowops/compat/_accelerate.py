@@ -35,8 +35,8 @@ class Report:
     Attributes:
         swapped: Layers that run on flowops now.
         kept: Layers of a known library that do not, each with the reason.
-        errors: With ``verify``, the largest difference of outputs and gradients, by name, relative
-            to the largest value there.
+        errors: With ``verify``, how far outputs and gradients are from what they were, by name, as
+            shares of their norms.
     """
 
     swapped: list[Layer] = field(default_factory=list)
@@ -107,8 +107,8 @@ def accelerate(
         verify: Run the model before and after, from the same random numbers, and compare every
             output and the gradients of all inputs and parameters. Buffers are as before in the end.
         call: What is run, as ``call(model, *inputs)``; by default the model itself.
-        tolerance: Largest difference with ``verify``, relative to the largest value of the tensor:
-            by default 1e-9 in float64, 1e-4 in float32, and 0.05 below.
+        tolerance: Largest difference with ``verify``, as a share of a tensor's norm: by default 1e-9
+            in float64, 1e-3 in float32, and 0.05 below.
 
     Returns:
         A report of what was swapped, what not, and why; its ``restore()`` undoes it.
