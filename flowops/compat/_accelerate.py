@@ -107,8 +107,8 @@ def accelerate(
         verify: Run the model before and after, from the same random numbers, and compare every
             output and the gradients of all inputs and parameters. Buffers are as before in the end.
         call: What is run, as ``call(model, *inputs)``; by default the model itself.
-        tolerance: Largest difference with ``verify``, as a share of a tensor's norm: by default 1e-9
-            in float64, 1e-3 in float32, and 0.05 below.
+        tolerance: Largest difference with ``verify``, as a share of a tensor's norm: by default
+            1e-9 in float64, 1e-3 in float32, and 0.05 below.
 
     Returns:
         A report of what was swapped, what not, and why; its ``restore()`` undoes it.

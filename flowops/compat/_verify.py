@@ -65,7 +65,8 @@ def check(
         limit = tolerance or _TOLERANCE.get(before[name].dtype, _HALF_TOLERANCE)
         if not error <= limit:
             raise ValueError(
-                f"accelerate: {name} must be as before within {limit:g} of its norm, got {error:.2g}"
+                f"accelerate: {name} must be as before within {limit:g} of its norm, "
+                f"got {error:.2g}"
             )
     return errors
 
