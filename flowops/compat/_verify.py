@@ -28,7 +28,10 @@ def run(model: nn.Module, inputs: tuple[Any, ...], call: Callable[..., Any]) -> 
         grads: Any = [None] * len(leaves)
         if ends and leaves:
             grads = torch.autograd.grad(ends, list(leaves.values()), weights, allow_unused=True)
-    found = {f"gradient of {n}": g for n, g in zip(leaves, grads, strict=True) if g is not None}
+    found = {
+        f"gradient of {name}": torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
     return {name: value.detach().clone() for name, value in (outputs | found).items()}
 
 
@@ -37,9 +40,10 @@ def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str
 
     Of norms, since a ReLU near its edge may change one element's gradient by rounding alone.
     """
-    if before.keys() != after.keys():
-        only = ", ".join(sorted(before.keys() ^ after.keys()))
-        raise ValueError(f"accelerate: outputs and gradients must be the same, got {only} once")
+    shapes, now = ({n: tuple(t.shape) for n, t in run.items()} for run in (before, after))
+    if shapes != now:
+        other = ", ".join(n for n in sorted(shapes | now) if shapes.get(n) != now.get(n))
+        raise ValueError(f"accelerate: outputs must have the shapes of before, got others: {other}")
     sizes = {name: _norm(value) for name, value in before.items()}
     kinds = {name: name.partition(" ")[0] for name in before}
     largest: dict[str, float] = {}

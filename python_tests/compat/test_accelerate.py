@@ -79,10 +79,22 @@ class WrongTwin(ScaleTwin):
         return out.detach() + 2 * (out - out.detach()), logdet
 
 
+class OneSided(Scale):
+    """A layer whose twin gives another shape."""
+
+
+class OneSidedTwin(ScaleTwin):
+    """The first row alone."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        out, logdet = super().forward(x)
+        return out[:1], logdet
+
+
 @pytest.fixture(autouse=True)
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flowops.compat.madeup")
-    names = {"Scale": ScaleTwin, "Wrong": WrongTwin}
+    names = {"Scale": ScaleTwin, "Wrong": WrongTwin, "OneSided": OneSidedTwin}
     module.TWINS = {f"{__name__}.{name}": twin for name, twin in names.items()}
     monkeypatch.setitem(sys.modules, "flowops.compat.madeup", module)
     for owner in (_twins, sys.modules["flowops.compat._accelerate"]):
@@ -163,6 +175,11 @@ def test_verify_refuses_a_wrong_twin_and_restores(inference: bool) -> None:
     with pytest.raises(ValueError, match=r"accelerate: gradient of .* must be as before within"):
         accelerate(model, (torch.randn(2, 3),), verify=True)
     assert type(model) is Wrong
+
+
+def test_verify_refuses_another_shape() -> None:
+    with pytest.raises(ValueError, match="must have the shapes of before, got others: output 0"):
+        accelerate(OneSided(3), (torch.randn(2, 3),), verify=True)
 
 
 def test_patch_swaps_what_is_built_inside() -> None:
