@@ -102,6 +102,20 @@ def test_table_of_bytes_has_tritons_beside_compiles():
     assert lines[-1] == "| `spline` | b | 1.5 | 2 | 3 (1.5) | - | 8 (4.0) | - | - | - | - |"
 
 
+def test_models_of_other_packages_have_a_table_of_their_own():
+    swapped = {
+        "op": "swapped", "case": "a flow", "versions": {"zuko": "1.6"},
+        "step": {"ours": row(1e-2), "zuko": row(4e-2)}, "sample": {"ours": row(1e-2)},
+    }  # fmt: skip
+    report = REPORT | {"results": [*REPORT["results"], swapped]}
+    assert "swapped" not in table.summary(report, "r.json")
+    details = table.details(report)
+    assert "### Models of other packages, before and after" in details
+    assert "(zuko 1.6)" in details
+    assert "| a flow | 4.0 | - |" in details
+    assert "before and after" not in table.details(REPORT)
+
+
 def test_table_of_models_alone_has_no_empty_parts():
     report = REPORT | {"results": REPORT["results"][2:], "scaling": []}
     text = table.table(report, "r.json")
