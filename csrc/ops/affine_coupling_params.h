@@ -36,8 +36,8 @@ struct AffineCouplingParams {
   ScaleMap scale_map = ScaleMap::kExp;
   ScaleConstants constants;
   bool shift_then_scale = false, inverse = false;
-  Operand x, raw, shift, z;  // forward reads x, raw, shift and writes z
-  Operand amplitude, mask;   // optional; the limit in the accumulation type; bool, true where kept
+  Operand x, raw, shift, z;         // forward reads x, raw, shift and writes z
+  Operand amplitude, mask;          // optional; the limit in the accumulation type; bool, true where kept
   KeptBlock kept[2];                // channels before and after the moved ones
   const void* logdet_in = nullptr;  // (batch,), accumulation type, optional
   void* logdet = nullptr;           // (batch,), accumulation type
