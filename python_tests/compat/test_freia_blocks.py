@@ -201,6 +201,32 @@ def test_lambdas_of_FrEIA_are_known_by_their_values(freia: Any, name: str) -> No
     assert clamp_scale(cubic, 2.0) is None
 
 
+class Counting(nn.Module):
+    """A clamp that changes with every call."""
+
+    calls = 0
+
+    def forward(self, u: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.tanh(u)
+
+
+def rows_alone(u: Tensor) -> Tensor:
+    if u.dim() != 2:
+        raise RuntimeError("not rows")
+    return torch.tanh(u)
+
+
+def test_clamps_that_cannot_be_tried() -> None:
+    x, counting = torch.randn(3, 4), Counting()
+    plain = build(ours, "GLOWCouplingBlock", 1, (4,), False)
+    for clamp in (counting, rows_alone):
+        block = ours.GLOWCouplingBlock([(4,)], [], Net, clamp=0.7, clamp_activation=clamp)
+        block.load_state_dict(plain.state_dict(), strict=False)
+        torch.testing.assert_close(call(block, x), call(plain, x))
+    assert counting.calls == 2
+
+
 def test_empty_batch() -> None:
     for name, case in CASES:
         block = build(ours, name, case, (4, 3), False)
