@@ -124,13 +124,13 @@ def accelerate(
     call = call or _call
     before = run(model, inputs, call) if verify else {}
     report = Report()
-    report.take_all(model, LIBRARIES)
-    if verify:
-        try:
+    try:
+        report.take_all(model, LIBRARIES)
+        if verify:
             report.errors = check(before, run(model, inputs, call), tolerance)
-        except Exception:
-            report.restore()
-            raise
+    except Exception:
+        report.restore()
+        raise
     return report
 
 

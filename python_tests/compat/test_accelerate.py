@@ -79,6 +79,18 @@ class WrongTwin(ScaleTwin):
         return out.detach() + 2 * (out - out.detach()), logdet
 
 
+class Broken(Scale):
+    """A layer whose twin cannot even look at it."""
+
+
+class BrokenTwin(ScaleTwin):
+    """See Broken."""
+
+    @classmethod
+    def refusal(cls, peer: Any) -> str | None:
+        raise AttributeError("of another release")
+
+
 class OneSided(Scale):
     """A layer whose twin gives another shape."""
 
@@ -94,7 +106,7 @@ class OneSidedTwin(ScaleTwin):
 @pytest.fixture(autouse=True)
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flowops.compat.madeup")
-    names = {"Scale": ScaleTwin, "Wrong": WrongTwin, "OneSided": OneSidedTwin}
+    names = {"Scale": ScaleTwin, "Wrong": WrongTwin, "OneSided": OneSidedTwin, "Broken": BrokenTwin}
     module.TWINS = {f"{__name__}.{name}": twin for name, twin in names.items()}
     monkeypatch.setitem(sys.modules, "flowops.compat.madeup", module)
     for owner in (_twins, sys.modules["flowops.compat._accelerate"]):
@@ -175,6 +187,13 @@ def test_verify_refuses_a_wrong_twin_and_restores(inference: bool) -> None:
     with pytest.raises(ValueError, match=r"accelerate: gradient of .* must be as before within"):
         accelerate(model, (torch.randn(2, 3),), verify=True)
     assert type(model) is Wrong
+
+
+def test_an_error_on_the_way_restores() -> None:
+    model = Stack(Scale(3), Broken(3))
+    with pytest.raises(AttributeError, match="of another release"):
+        accelerate(model)
+    assert type(model.layers[0]) is Scale
 
 
 def test_verify_refuses_another_shape() -> None:
