@@ -92,15 +92,7 @@ elu_feature_map = ActivationFunctionFeatureMap
 
 
 class _Attention(Twin):
-    """What the three have in common.
-
-    Args:
-        query_dimensions: Size of queries and keys.
-        feature_map: Makes a feature map of that size; by default elu(x) + 1. That and relu are
-            computed inside of the kernel.
-        eps: Added to the sum of weights.
-        event_dispatcher: Kept, not used: these layers send no events.
-    """
+    """What the three have in common; arguments as for :class:`CausalLinearAttention`."""
 
     feature_map: Any
     eps: float
