@@ -14,6 +14,7 @@ from flowops.nn import (
     GlowConvNet,
     checkerboard_mask,
 )
+from flowops.ops import ScaleMap
 from flowops.testing import check_bijector, jacobian_logdet, randomize_
 
 
@@ -132,3 +133,30 @@ def test_checkerboard_mask_table() -> None:
 def test_errors(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        ScaleMap("softplus", floor=0.1, limit=1.2),
+        ScaleMap("sigmoid", floor=0.05),
+        ScaleMap("tanh_exp", gain=0.5, limit=2.0),
+        ScaleMap("atan_exp", gain=2.0, limit=0.7),
+    ],
+)
+def test_scale_with_constants(scale: ScaleMap) -> None:
+    layer = AffineCoupling(4, MLP(2, 4), scale=scale).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    assert layer.amplitude is None
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    z, logdet = layer(x)
+    torch.testing.assert_close(layer.inverse(z)[0], x)
+    torch.testing.assert_close(logdet, jacobian_logdet(lambda row: layer(row)[0], x))
+    # Without a graph, as in a reversible chain.
+    grads = torch.randn_like(z), torch.randn_like(logdet)
+    parameters = list(layer.parameters())
+    expected = torch.autograd.grad((z, logdet), [x, *parameters], grads)
+    back, grad_x, others = layer.undo(z.detach(), None, grads, parameters)
+    torch.testing.assert_close(back, x.detach())
+    torch.testing.assert_close([grad_x, *others], list(expected))
