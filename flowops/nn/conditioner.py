@@ -20,7 +20,7 @@ from flowops.nn.split import append_context
 
 
 class MLP(nn.Module):
-    """Fully connected network on vectors: ReLU between layers, a linear and zero last layer.
+    """Fully connected network on vectors: ReLU between layers, a linear last layer.
 
     All layers run in one call of :func:`flowops.ops.mlp`, so that hooks on one of them do not run.
 
@@ -29,6 +29,8 @@ class MLP(nn.Module):
         out_features: size of the output vector.
         hidden: sizes of the hidden layers.
         context_features: size of the context vector, seen beside the input; 0 for none.
+        zero_last: the last layer begins as zeros, so that a coupling begins as the identity;
+            otherwise it begins like the others, as an encoder or decoder needs.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -43,6 +45,7 @@ class MLP(nn.Module):
         *,
         hidden: Sequence[int] = (64, 64),
         context_features: int = 0,
+        zero_last: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -59,18 +62,19 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             nn.Linear(n_in, n_out, **factory) for n_in, n_out in itertools.pairwise(sizes)
         )
-        self._zero_last()
+        self.zero_last = zero_last
+        self._begin_last()
 
-    def _zero_last(self) -> None:
-        last = self.layers[-1]
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
+    def _begin_last(self) -> None:
+        if self.zero_last:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew; the last layer's are zero."""
+        """Draw the weights anew; the last layer's are zero with ``zero_last``."""
         for layer in self.layers:
             layer.reset_parameters()  # type: ignore[operator]
-        self._zero_last()
+        self._begin_last()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``(B, in_features)`` to ``(B, out_features)``."""

@@ -1,0 +1,107 @@
+"""The contract of the models of images that are not flows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """What a training step minimises, and what it reports.
+
+    Attributes:
+        total: The scalar to differentiate, a mean over the batch.
+        parts: Scalars by name, of the same batch, without a graph.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class ImageModel(nn.Module):
+    """Base of the models of images that are not flows: auto-encoders, VAEs and their kin.
+
+    Every model has ``loss`` and ``encode``; those that make images have ``decode`` and ``sample``.
+    Images are ``(B, *event_shape)`` floats in [0, 1], prepared as :attr:`pixels` says. ``labels``
+    is ``(B,)``, int64 classes counted from 0, for the models that want them.
+
+    Args:
+        event_shape: ``(channels, height, width)`` of an image.
+    """
+
+    #: How training prepares pixels of ``v`` in {0, ..., n - 1}: ``"grey"``, v / (n - 1);
+    #: ``"binary"``, drawn anew each time from Bernoulli(v / (n - 1)); ``"dequantized"``,
+    #: (v + u) / n with uniform noise u.
+    pixels: Literal["grey", "binary", "dequantized"] = "grey"
+    #: What labels are: unknown to the model, its condition, what it predicts, or known to its
+    #: judge alone.
+    labels: ClassVar[Literal["unused", "condition", "target", "judge"]] = "unused"
+
+    _like: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        # Says on what device and in what dtype to draw noise, also where there is no parameter.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which noise is drawn; it follows ``.to()``."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which noise is drawn; it follows ``.to()``."""
+        return self._like.device
+
+    @property
+    def dims(self) -> int:
+        """Number of pixels of an image, over all channels."""
+        return math.prod(self.event_shape)
+
+    def loss(self, x: Tensor, labels: Tensor | None = None, *, step: int = 0) -> Loss:
+        """Return what to minimise on the batch ``x``; schedules follow ``step``, from 0."""
+        raise NotImplementedError(f"{type(self).__name__}: loss must be defined")
+
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the code of each image, without noise, ``(B, features)``."""
+        raise NotImplementedError(f"{type(self).__name__}: encode must be defined")
+
+    def decode(self, code: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the mean image of each code ``(B, features)``: ``(B, *event_shape)``."""
+        raise NotImplementedError(f"{type(self).__name__}: decode must be defined")
+
+    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the mean image of the code of each image."""
+        return self.decode(self.encode(x, labels), labels)
+
+    def sample(
+        self,
+        count: int,
+        labels: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``count`` codes and return their mean images, ``(count, *event_shape)``.
+
+        Args:
+            count: How many.
+            labels: ``(count,)``, where they are the condition.
+            temperature: Factor of the standard deviation of the codes, at least 0.
+            generator: Where the noise is drawn from.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: sample must be defined")
+
+    def check_images(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is a batch of this model's images."""
+        if tuple(x.shape[1:]) != self.event_shape or x.dim() != len(self.event_shape) + 1:
+            shape = ", ".join(map(str, self.event_shape))
+            raise ValueError(
+                f"{type(self).__name__}: x must have shape (batch, {shape}), got {tuple(x.shape)}"
+            )
