@@ -5,22 +5,31 @@ from typing import Any, NamedTuple
 
 from flowops.distributions import Flow
 
+from .base import ImageModel, Loss
 from .glow import Glow, GlowConfig
 from .nice import NICE, NICEConfig
 from .nsf import NSF, NSFConfig
 from .realnvp import RealNVP, RealNVPConfig
+from .vae import CVAE, VAE, CVAEConfig, VAEConfig
 
 __all__ = [
+    "CVAE",
+    "FLOWS",
     "MODELS",
     "NICE",
     "NSF",
+    "VAE",
+    "CVAEConfig",
     "Glow",
     "GlowConfig",
+    "ImageModel",
+    "Loss",
     "ModelEntry",
     "NICEConfig",
     "NSFConfig",
     "RealNVP",
     "RealNVPConfig",
+    "VAEConfig",
     "build",
 ]
 
@@ -29,19 +38,25 @@ class ModelEntry(NamedTuple):
     """A model family: its configuration dataclass and its class, called as ``model(config)``."""
 
     config: type[Any]
-    model: type[Flow]
+    model: type[Flow] | type[ImageModel]
 
 
-#: Model families by the name that the command line knows them by.
-MODELS: dict[str, ModelEntry] = {
+#: Flows, which have an exact log-density, by the name that the command line knows them by.
+FLOWS: dict[str, ModelEntry] = {
     "nice": ModelEntry(NICEConfig, NICE),
     "realnvp": ModelEntry(RealNVPConfig, RealNVP),
     "glow": ModelEntry(GlowConfig, Glow),
     "nsf": ModelEntry(NSFConfig, NSF),
 }
 
+#: All models by that name.
+MODELS: dict[str, ModelEntry] = FLOWS | {
+    "vae": ModelEntry(VAEConfig, VAE),
+    "cvae": ModelEntry(CVAEConfig, CVAE),
+}
 
-def build(name: str, event_shape: Sequence[int], **options: Any) -> Flow:
+
+def build(name: str, event_shape: Sequence[int], **options: Any) -> Flow | ImageModel:
     """Return a model by name.
 
     Args:

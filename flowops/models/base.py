@@ -25,7 +25,8 @@ class Loss(NamedTuple):
 class ImageModel(nn.Module):
     """Base of the models of images that are not flows: auto-encoders, VAEs and their kin.
 
-    Every model has ``loss`` and ``encode``; those that make images have ``decode`` and ``sample``.
+    Every model has ``loss`` and ``encode``; those that make images have ``decode`` and
+    ``sample_codes``, and by them ``reconstruct`` and ``sample``.
     Images are ``(B, *event_shape)`` floats in [0, 1], prepared as :attr:`pixels` says. ``labels``
     is ``(B,)``, int64 classes counted from 0, for the models that want them.
 
@@ -80,23 +81,45 @@ class ImageModel(nn.Module):
         """Return the mean image of the code of each image."""
         return self.decode(self.encode(x, labels), labels)
 
+    @torch.no_grad()
     def sample(
         self,
-        count: int,
+        sample_shape: Sequence[int] = (1,),
         labels: Tensor | None = None,
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw ``count`` codes and return their mean images, ``(count, *event_shape)``.
+        """Draw codes and return their mean images, ``(*sample_shape, *event_shape)``, in [0, 1].
 
         Args:
-            count: How many.
-            labels: ``(count,)``, where they are the condition.
-            temperature: Factor of the standard deviation of the codes, at least 0.
-            generator: Where the noise is drawn from.
+            sample_shape: How many.
+            labels: Of that shape, where they are the condition.
+            temperature: Factor of the standard deviation of the codes, at least 0; a distribution
+                that has none takes no notice.
+            generator: Where the noise is drawn from, on the model's device.
+
+        Raises:
+            ValueError: If the temperature is negative, or labels are needed that are not given.
         """
-        raise NotImplementedError(f"{type(self).__name__}: sample must be defined")
+        if not temperature >= 0:
+            raise ValueError(
+                f"{type(self).__name__}.sample: temperature must be at least 0, got {temperature}"
+            )
+        shape = tuple(sample_shape)
+        flat = None if labels is None else labels.flatten()
+        code = self.sample_codes(math.prod(shape), flat, temperature, generator)
+        return self.decode(code, flat).clamp(0, 1).reshape(*shape, *self.event_shape)
+
+    def sample_codes(
+        self,
+        count: int,
+        labels: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Draw ``count`` codes, ``(count, features)``; see :meth:`sample`."""
+        raise NotImplementedError(f"{type(self).__name__}: sample_codes must be defined")
 
     def check_images(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` is a batch of this model's images."""

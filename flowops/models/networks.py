@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -93,8 +94,7 @@ class ConvDecoder(nn.Module):
         self.inside = nn.Linear(features, math.prod(self.start))
         widths = [*channels[::-1], event_shape[0]]
         self.convs = nn.ModuleList(
-            nn.Conv2d(n_in, n_out, 3, padding=1)
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(n_in, n_out, 3, padding=1) for n_in, n_out in itertools.pairwise(widths)
         )
 
     def forward(self, code: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from flowops import ops
 from flowops.distributions import Flow
 from flowops.losses import bits_per_dim
-from flowops.models import MODELS, GlowConfig, NICEConfig, NSFConfig, RealNVPConfig, build
+from flowops.models import FLOWS, GlowConfig, NICEConfig, NSFConfig, RealNVPConfig, build
 from flowops.nn import ActNorm, InvertibleConv1x1
 from flowops.testing import randomize_
 
@@ -29,7 +29,7 @@ def _small(name: str, event_shape: tuple[int, ...] = (1, 8, 8), **options: objec
     return build(name, event_shape, **{**SMALL[name], **options})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("event_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 def test_image_sizes(name: str, event_shape: tuple[int, ...]) -> None:
     model = _small(name, event_shape)
@@ -45,7 +45,7 @@ def test_image_sizes(name: str, event_shape: tuple[int, ...]) -> None:
     assert sample.max() <= 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_steps_of_training_lower_the_loss(name: str) -> None:
     model = _small(name)
     x = (torch.rand(64, 1, 8, 8) * 0.2 + 0.5 * torch.rand(64, 1, 1, 1)).requires_grad_(False)
@@ -62,7 +62,7 @@ def test_steps_of_training_lower_the_loss(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_reloaded_state_gives_the_same_likelihood(name: str) -> None:
     model = _small(name)
     x = torch.rand(8, 1, 8, 8)
@@ -108,7 +108,7 @@ def test_glow_takes_its_weights_from_one_call(monkeypatch: pytest.MonkeyPatch) -
     assert calls == [6, 6]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_batch_shapes(name: str) -> None:
     model = randomize_(_small(name))
     x = torch.rand(2, 3, 1, 8, 8)
@@ -125,7 +125,7 @@ def test_batch_shapes(name: str) -> None:
     assert log_prob.shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_sampling(name: str) -> None:
     model = randomize_(_small(name))
     draws = [model.sample((2,), generator=torch.Generator().manual_seed(5)) for _ in range(2)]
@@ -160,7 +160,7 @@ def test_classes() -> None:
             model.log_prob(x, torch.full((4,), wrong))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_context(name: str) -> None:
     model = randomize_(_small(name, context_features=2))
     x, context = torch.rand(4, 1, 8, 8), torch.randn(4, 2)
@@ -174,15 +174,15 @@ def test_context(name: str) -> None:
 
 
 def test_float64_and_conversion() -> None:
-    model = MODELS["glow"].model(GlowConfig((1, 4, 4), steps=1, hidden=4), dtype=torch.float64)
+    model = FLOWS["glow"].model(GlowConfig((1, 4, 4), steps=1, hidden=4), dtype=torch.float64)
     assert model.sample((2,)).dtype == torch.float64
     assert model.log_prob(torch.rand(2, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
     assert model.float().sample((2,)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_config_fields_make_options(name: str) -> None:
-    config = MODELS[name].config
+    config = FLOWS[name].config
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.name == "event_shape":

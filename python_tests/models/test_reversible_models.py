@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowops.distributions import Flow
-from flowops.models import MODELS, build
+from flowops.models import FLOWS, build
 from flowops.nn import ReversibleSequential
 from flowops.testing import randomize_
 
@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_plain_model(
     torch.testing.assert_close(reversible.log_prob(x, context), plain.log_prob(x, context))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_states_go_both_ways_and_old_configurations_are_plain(name: str) -> None:
     plain = build(name, (1, 8, 8), **SMALL[name])
     reversible = build(name, (1, 8, 8), **SMALL[name], memory="reversible")
@@ -90,7 +90,7 @@ def test_states_go_both_ways_and_old_configurations_are_plain(name: str) -> None
     plain.load_state_dict(reversible.state_dict())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_copies_and_pickles_train(name: str) -> None:
     model = build(name, (1, 8, 8), **SMALL[name], memory="reversible")
     x, _ = _batch(model)

@@ -1,0 +1,75 @@
+"""What a decoder's raw pixels say about images: log-densities in nats and mean images."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from flowops import ops
+
+
+class Bernoulli(nn.Module):
+    r"""Binary pixels, the decoder giving logits h.
+
+    .. math:: \log q(x | z) = \sum_i x_i \log \sigma(h_i) + (1 - x_i) \log \sigma(-h_i)
+    """
+
+    pixels: Literal["binary"] = "binary"
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """Return the log-probability of each image, nats, ``(B,)``, float32 or wider."""
+        wide = torch.promote_types(raw.dtype, torch.float32)
+        loss = binary_cross_entropy_with_logits(raw.to(wide), x.to(wide), reduction="none")
+        return -loss.flatten(1).sum(1)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """Return the mean image, in (0, 1)."""
+        return raw.sigmoid()
+
+
+class Gaussian(nn.Module):
+    r"""Dequantised pixels with one standard deviation, the decoder giving the mean.
+
+    .. math:: \log q(x | z) = -\frac{\|x - h\|^2}{2 \sigma^2} - \frac D2 \log 2 \pi \sigma^2
+
+    A learned standard deviation settles at the root mean square error. It stays above a floor:
+    where a decoder can reconstruct exactly, the density would have no upper bound.
+
+    Args:
+        sigma: :math:`\sigma`, positive; 0 learns it, from 0.3.
+    """
+
+    pixels: Literal["dequantized"] = "dequantized"
+    #: Least standard deviation.
+    floor = 1e-3
+    _first = 0.3
+
+    log_excess: nn.Parameter | Tensor
+
+    def __init__(self, sigma: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"Gaussian: sigma must be at least 0 and finite, got {sigma}")
+        if sigma == 0:
+            self.log_excess = nn.Parameter(torch.tensor(math.log(self._first - self.floor)))
+        elif sigma > self.floor:
+            self.register_buffer("log_excess", torch.tensor(math.log(sigma - self.floor)))
+        else:
+            raise ValueError(f"Gaussian: sigma must be 0 or above {self.floor}, got {sigma}")
+
+    @property
+    def sigma(self) -> Tensor:
+        """The standard deviation of a pixel, a 0-dim tensor."""
+        return self.log_excess.exp() + self.floor
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """Return the log-density of each image, nats, ``(B,)``, float32 or wider."""
+        return ops.gaussian_log_prob(x, raw, self.sigma.log().to(raw.dtype))
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """Return the mean image."""
+        return raw
