@@ -55,6 +55,28 @@ def trivial_baselines(data: ImageData, *, seed: int = 0) -> dict[str, float]:
     return result
 
 
+def binary_baselines(data: ImageData) -> dict[str, float]:
+    """Return held-out nats an image of binarised pixels, in expectation over the binarisation.
+
+    Returns:
+        Nats by name: independent pixels with the training images' means; and the entropy of the
+        binarisation given the grey image, below which no honest figure can be.
+    """
+    train = torch.from_numpy(data.train).flatten(1)
+    test = torch.from_numpy(data.test).flatten(1)
+    scale = data.levels - 1
+    total = torch.stack([chunk.double().sum(0) for chunk in train.split(_CHUNK)]).sum(0)
+    # One image of each kind is added, so that no probability is 0.
+    mean = (total / scale + 1) / (len(train) + 2)
+    p = test.double() / scale
+    crossed = p * mean.log() + (1 - p) * (1 - mean).log()
+    entropy = torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)
+    return {
+        "independent pixels": -crossed.sum(1).mean().item(),
+        "entropy of the binarisation, the least possible": -entropy.sum(1).mean().item(),
+    }
+
+
 def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     """Return bits/dim of ``test`` under per-pixel histograms of ``train`` with add-one counts.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INITIALISATION, ORDER, DEQUANTISATION, EVALUATION, SAMPLES = range(5)
+INITIALISATION, ORDER, DEQUANTISATION, EVALUATION, SAMPLES, CODES = range(6)
 
 
 def generator(seed: int, purpose: int, index: int = 0) -> torch.Generator:

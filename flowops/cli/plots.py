@@ -45,9 +45,16 @@ def write_grid(images: NDArray[np.uint8], levels: int, path: Path) -> None:
 
 
 def write_curve(
-    rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], title: str, path: Path
+    rows: Sequence[Mapping[str, Any]],
+    unit: tuple[str, str],
+    baselines: Mapping[str, float],
+    title: str,
+    path: Path,
 ) -> None:
-    """Write training and held-out bits/dim over steps as a PNG, the baselines as dashed lines."""
+    """Write the training and held-out figure over steps as a PNG, the baselines as dashed lines.
+
+    ``unit`` is the figure's key in ``rows``, after ``train_`` and ``test_``, and its name.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,8 +63,8 @@ def write_curve(
     axes = figure.add_subplot()
     shown: list[float] = []
     for key, label in (
-        ("train_bits_per_dim", "training batches"),
-        ("test_bits_per_dim", "held out"),
+        (f"train_{unit[0]}", "training batches"),
+        (f"test_{unit[0]}", "held out"),
     ):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
@@ -69,11 +76,10 @@ def write_curve(
         )
     if shown:
         # The first steps would squeeze the rest of the curve into a line.
-        axes.set_ylim(
-            min([*shown, *baselines.values()]) - 0.1,
-            max([*baselines.values(), np.quantile(shown, 0.8)]) + 0.3,
-        )
-    axes.set(xlabel="optimiser step", ylabel="bits/dim", title=title)
+        low = min([*shown, *baselines.values()])
+        high = max([*baselines.values(), np.quantile(shown, 0.8)])
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.1 * (high - low))
+    axes.set(xlabel="optimiser step", ylabel=unit[1], title=title)
     axes.legend(fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

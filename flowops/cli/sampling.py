@@ -11,12 +11,13 @@ from flowops.cli.checkpoint import Checkpoint, load_weights
 from flowops.cli.console import say, say_json
 from flowops.cli.errors import CommandError
 from flowops.cli.noise import SAMPLES, stream_seed
+from flowops.cli.objectives import Objective, objective_of
 from flowops.cli.plots import write_grid
 from flowops.cli.run_folder import RunFolder
 from flowops.cli.settings import RunConfig
 from flowops.cli.trainer import build_model
-from flowops.data import quantize
 from flowops.distributions import Flow
+from flowops.models import ImageModel
 
 _EMA_PREFIX = "module."
 
@@ -37,6 +38,7 @@ def sample(arguments: argparse.Namespace) -> int:
         raise CommandError(f"--label must be below the run's {config.classes} classes, got {label}")
     draw_grid(
         model,
+        objective_of(model, config.data["levels"]),
         config,
         out,
         count=arguments.n,
@@ -67,7 +69,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_run(path: Path, device: torch.device) -> tuple[Flow, RunConfig, int]:
+def load_run(path: Path, device: torch.device) -> tuple[Flow | ImageModel, RunConfig, int]:
     """Return the trained model of a run folder in evaluation mode, its config and its step.
 
     Raises:
@@ -89,7 +91,8 @@ def load_run(path: Path, device: torch.device) -> tuple[Flow, RunConfig, int]:
 
 @torch.no_grad()
 def draw_grid(
-    model: Flow,
+    model: Flow | ImageModel,
+    objective: Objective,
     config: RunConfig,
     path: Path,
     *,
@@ -104,11 +107,10 @@ def draw_grid(
     was_training = model.training
     model.eval()
     source = torch.Generator(model.device).manual_seed(stream_seed(seed, SAMPLES))
-    context = None
+    classes = None
     if config.classes:
         turns = torch.arange(count, device=model.device) % config.classes
-        context = turns if label is None else torch.full_like(turns, label)
-    images = model.sample((count,), context, temperature=temperature, generator=source)
+        classes = turns if label is None else torch.full_like(turns, label)
+    images = model.sample((count,), classes, temperature=temperature, generator=source)
     model.train(was_training)
-    levels = config.data["levels"]
-    write_grid(quantize(images.cpu(), levels).numpy(), levels, path)
+    write_grid(objective.to_pixels(images), objective.levels, path)

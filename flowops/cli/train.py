@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 import flowops
-from flowops.cli.baselines import trivial_baselines
 from flowops.cli.checkpoint import Checkpoint
-from flowops.cli.console import Progress, say, say_json, say_table
+from flowops.cli.console import Progress, say, say_json
 from flowops.cli.errors import CommandError
 from flowops.cli.plots import write_curve
+from flowops.cli.report import say_figures
 from flowops.cli.run_folder import RunFolder, differences
 from flowops.cli.sampling import choose_device, draw_grid
 from flowops.cli.settings import (
@@ -27,7 +27,7 @@ from flowops.cli.settings import (
 )
 from flowops.cli.trainer import Trainer, build_model
 from flowops.data import ImageData, load_images
-from flowops.models import MODELS
+from flowops.models import MODELS, ImageModel
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def train(arguments: argparse.Namespace) -> int:
     if stored is None and settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    data = load_data(settings)
+    data = load_data(settings, arguments.model)
     config = stored or _new_config(arguments, settings, model_options, data)
     _check_data(config, data)
     model = build_model(config, device)
@@ -80,8 +80,8 @@ def run_path(arguments: argparse.Namespace) -> Path:
     return Path("runs") / f"{arguments.model}-{data}"
 
 
-def load_data(settings: TrainSettings) -> ImageData:
-    """Load the images of ``settings``.
+def load_data(settings: TrainSettings, model: str) -> ImageData:
+    """Load the images of ``settings``, with labels where ``model`` has a use for them.
 
     Raises:
         CommandError: They are missing or malformed; the message says how to get them.
@@ -90,10 +90,15 @@ def load_data(settings: TrainSettings) -> ImageData:
         return load_images(
             settings.data,
             levels=settings.pixel_levels or None,
-            labels=settings.class_conditional,
+            labels=settings.class_conditional or _needs_labels(model),
         )
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
+
+
+def _needs_labels(model: str) -> bool:
+    kind = MODELS[model].model
+    return issubclass(kind, ImageModel) and kind.labels != "unused"
 
 
 def _resolve(arguments: argparse.Namespace) -> tuple[TrainSettings, dict[str, Any]]:
@@ -183,13 +188,14 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
     """Evaluate on the whole test split, draw the pictures, print the figures."""
     config, folder, data = trainer.config, trainer.folder, trainer.data
     with Progress(len(data.test), label="evaluating", quiet=trainer.quiet) as progress:
-        bits = trainer.held_out_bits(report=progress.update)
-    baselines = trivial_baselines(data)
-    folder.metrics.append(
-        {"step": trainer.step, "final": True, "test_bits_per_dim": bits, "baselines": baselines}
-    )
+        figures = trainer.judge(report=progress.update)
+    objective = trainer.objective
+    baselines = objective.baselines(data)
+    held_out = {f"test_{name}": value for name, value in figures.items()}
+    folder.metrics.append({"step": trainer.step, "final": True, **held_out, "baselines": baselines})
     draw_grid(
         trainer.judged,
+        objective,
         config,
         folder.samples,
         count=config.train.sample_count,
@@ -197,7 +203,8 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
         seed=config.train.seed,
     )
     title = f"{config.title} on {data.name}"
-    write_curve(list(folder.metrics.rows()), baselines, title, folder.curve)
+    rows = list(folder.metrics.rows())
+    write_curve(rows, (objective.unit, objective.unit_name), baselines, title, folder.curve)
     if trainer.quiet:
         say_json(
             {
@@ -206,14 +213,10 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
                 "data": data.name,
                 "step": trainer.step,
                 "seconds": round(seconds, 1),
-                "test_bits_per_dim": bits,
+                **held_out,
                 "baselines": baselines,
             }
         )
         return
-    table = {f"{config.title}, after {trainer.step} steps": bits} | baselines
-    say_table(
-        f"held-out bits/dim of {len(data.test):,} images, uniform dequantisation (less is better):",
-        table,
-    )
+    say_figures(objective, data, f"{config.title}, after {trainer.step} steps", figures, baselines)
     say(f"{seconds:.0f} s; samples in {folder.samples}, learning curve in {folder.curve}")

@@ -1,4 +1,4 @@
-"""The training loop: maximum likelihood on dequantised images, resumable at any step."""
+"""The training loop, resumable at any step."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from flowops.cli.checkpoint import Checkpoint, load_weights, restore_rng_states,
 from flowops.cli.console import Progress
 from flowops.cli.diagnosis import first_non_finite_layer, first_non_finite_parameter
 from flowops.cli.errors import FAILURE, CommandError
-from flowops.cli.evaluation import held_out_bits
 from flowops.cli.noise import DEQUANTISATION, INITIALISATION, BatchOrder, generator, stream_seed
+from flowops.cli.objectives import objective_of
 from flowops.cli.run_folder import RunFolder
 from flowops.cli.settings import RunConfig
 from flowops.data import ImageData
 from flowops.distributions import Flow
-from flowops.losses import bits_per_dim
-from flowops.models import build
-from flowops.nn.preprocess import dequantize
+from flowops.models import ImageModel, Loss, build
 
 _INITIALISATION_IMAGES = 512
 
 
-def build_model(config: RunConfig, device: torch.device) -> Flow:
+def build_model(config: RunConfig, device: torch.device) -> Flow | ImageModel:
     """Build the model of ``config`` with weights drawn from its seed, on ``device``.
 
     Raises:
@@ -63,7 +61,7 @@ class Trainer:
         self,
         config: RunConfig,
         data: ImageData,
-        model: Flow,
+        model: Flow | ImageModel,
         folder: RunFolder,
         device: torch.device,
         *,
@@ -79,6 +77,7 @@ class Trainer:
         self.dtype = weight_dtype(config)
         self.order = BatchOrder(len(data.train), self.settings.batch_size, self.settings.seed)
         self.model = model
+        self.objective = objective_of(model, data.levels)
         self.average: AveragedModel | None = None
         if self.settings.ema > 0:
             self.average = AveragedModel(model, multi_avg_fn=self._average)
@@ -89,22 +88,22 @@ class Trainer:
             fused=True,
         )
         self.window = torch.zeros(self.settings.log_every, dtype=torch.float64)
-        self.log_prob: Callable[[Tensor, Tensor | None], Tensor] = (
-            torch.compile(model.log_prob) if self.settings.compile else model.log_prob
+        self.loss: Callable[..., Loss] = (
+            torch.compile(self.objective.loss) if self.settings.compile else self.objective.loss
         )
 
     @property
-    def judged(self) -> Flow:
+    def judged(self) -> Flow | ImageModel:
         """The model to evaluate and sample: the running average where there is one."""
-        return self.model if self.average is None else cast("Flow", self.average.module)
+        return (
+            self.model if self.average is None else cast("Flow | ImageModel", self.average.module)
+        )
 
     def begin(self) -> None:
         """Take the data-dependent initial values from some of the training images."""
         chosen = self.order_start()
-        images = self.data.train[chosen]
         source = generator(self.settings.seed, INITIALISATION, 1)
-        y = dequantize(torch.from_numpy(images).to(self.dtype), self.data.levels, generator=source)
-        self.model.initialize(y.to(self.device), self._classes(chosen))
+        self.objective.begin(self.model, self._images(chosen, source), self._classes(chosen))
 
     def order_start(self) -> Any:
         """Return the indices of the images that initialisation sees."""
@@ -138,48 +137,51 @@ class Trainer:
         with Progress(images, done=done, label=self.config.model, quiet=self.quiet) as progress:
             while self.step < settings.steps:
                 loss = self._advance()
-                progress.update(settings.batch_size, **{"bits/dim": loss})
+                progress.update(settings.batch_size, **{self.objective.unit_name: loss})
 
     def _advance(self) -> float:
-        """Do one step and whatever falls due after it; returns the batch's bits/dim."""
+        """Do one step and whatever falls due after it; returns the batch's loss."""
         settings = self.settings
-        loss, norm = self._optimise()
+        unit = self.objective.unit
+        loss, norm, parts = self._optimise()
         self.window[self.step % settings.log_every] = loss
         self.step += 1
         if self.step % settings.log_every == 0:
             row = {
                 "step": self.step,
                 "epoch": self.order.epoch(self.step - 1),
-                "train_bits_per_dim": self.window.mean().item(),
+                f"train_{unit}": self.window.mean().item(),
                 "gradient_norm": norm,
                 "learning_rate": settings.learning_rate(self.step - 1),
-            }
+            } | {f"train_{name}": value for name, value in parts.items()}
             if self.step % settings.eval_every == 0:
-                row["test_bits_per_dim"] = self.held_out_bits(settings.eval_images)
+                figures = self.judge(settings.eval_images)
+                row |= {f"test_{name}": value for name, value in figures.items()}
             self.folder.metrics.append(row)
         if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
             self.save()
         return loss
 
-    def _optimise(self) -> tuple[float, float]:
+    def _optimise(self) -> tuple[float, float, dict[str, float]]:
+        """Take one step; returns loss, norm of the gradient and the loss's parts."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate(self.step)
-        y, context = self._batch()
+        x, labels = self._batch()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            log_prob = self.log_prob(y, context)
-            loss = bits_per_dim(log_prob, self.config.event_shape, self.data.levels).mean()
+            loss, parts = self.loss(self.model, x, labels, self.step)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
         # One transfer before the update: what is not finite never reaches the weights.
-        loss_value, norm_value = torch.stack([loss.detach().double(), norm.double()]).tolist()
+        scalars = torch.stack([value.detach().double() for value in (loss, norm, *parts.values())])
+        loss_value, norm_value, *part_values = scalars.tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise self._not_finite(loss_value, y, context)
+            raise self._not_finite(loss_value, x, labels)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return loss_value, norm_value
+        return loss_value, norm_value, dict(zip(parts, part_values, strict=True))
 
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
         # A young average forgets faster, so that a short run is not judged by its first weights.
@@ -189,10 +191,13 @@ class Trainer:
 
     def _batch(self) -> tuple[Tensor, Tensor | None]:
         chosen = self.order.batch(self.step).numpy()
-        values = torch.from_numpy(self.data.train[chosen])
         source = generator(self.settings.seed, DEQUANTISATION, self.step)
-        y = dequantize(values.to(self.dtype), self.data.levels, generator=source)
-        return y.to(self.device, non_blocking=True), self._classes(chosen)
+        return self._images(chosen, source), self._classes(chosen)
+
+    def _images(self, chosen: NDArray[np.int64], source: torch.Generator) -> Tensor:
+        values = torch.from_numpy(self.data.train[chosen])
+        x = self.objective.prepare(values, self.dtype, source)
+        return x.to(self.device, non_blocking=True)
 
     def _classes(self, chosen: NDArray[np.int64]) -> Tensor | None:
         labels = self.data.train_labels
@@ -203,7 +208,7 @@ class Trainer:
             self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16"
         )
 
-    def _not_finite(self, loss: float, y: Tensor, context: Tensor | None) -> CommandError:
+    def _not_finite(self, loss: float, x: Tensor, labels: Tensor | None) -> CommandError:
         place = f"at step {self.step + 1}"
         kept = (
             "the last checkpoint is intact"
@@ -212,21 +217,23 @@ class Trainer:
         )
         if not math.isfinite(loss):
             with self._autocast():
-                layer = first_non_finite_layer(self.model, lambda: self.model.log_prob(y, context))
-            layer = layer or "every layer's output is finite, the density of the noise is not"
+                layer = first_non_finite_layer(
+                    self.model, lambda: self.objective.loss(self.model, x, labels, self.step)
+                )
+            layer = layer or "every layer's output is finite, the loss made of them is not"
             return CommandError(f"loss is {loss} {place}: {layer}; {kept}", FAILURE)
         name = first_non_finite_parameter(self.model, gradients=True) or "all parameters together"
         return CommandError(f"gradient of {name} is not finite {place}; {kept}", FAILURE)
 
-    def held_out_bits(
+    def judge(
         self, count: int | None = None, report: Callable[[int], None] | None = None
-    ) -> float:
-        """Return bits/dim of the first ``count`` held-out images, of all when None."""
-        return held_out_bits(
+    ) -> dict[str, float]:
+        """Return the objective's figures of the first ``count`` held-out images, None for all."""
+        labels = self.data.test_labels
+        return self.objective.judge(
             self.judged,
             self.data.test[:count],
-            self.data.levels,
-            labels=None if self.data.test_labels is None else self.data.test_labels[:count],
+            None if labels is None else labels[:count],
             seed=self.settings.seed,
             report=report,
         )

@@ -9,6 +9,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+#: How training prepares pixels of ``v`` in {0, ..., n - 1}: "grey", v / (n - 1); "binary", drawn
+#: anew each time from Bernoulli(v / (n - 1)); "dequantized", (v + u) / n with uniform noise u.
+Pixels = Literal["grey", "binary", "dequantized"]
+
 
 class Loss(NamedTuple):
     """What a training step minimises, and what it reports.
@@ -34,10 +38,8 @@ class ImageModel(nn.Module):
         event_shape: ``(channels, height, width)`` of an image.
     """
 
-    #: How training prepares pixels of ``v`` in {0, ..., n - 1}: ``"grey"``, v / (n - 1);
-    #: ``"binary"``, drawn anew each time from Bernoulli(v / (n - 1)); ``"dequantized"``,
-    #: (v + u) / n with uniform noise u.
-    pixels: Literal["grey", "binary", "dequantized"] = "grey"
+    #: See :data:`Pixels`.
+    pixels: Pixels = "grey"
     #: What labels are: unknown to the model, its condition, what it predicts, or known to its
     #: judge alone.
     labels: ClassVar[Literal["unused", "condition", "target", "judge"]] = "unused"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowops import ops
+from flowops.models.base import Pixels
 
 
 class Bernoulli(nn.Module):
@@ -18,7 +18,7 @@ class Bernoulli(nn.Module):
     .. math:: \log q(x | z) = \sum_i x_i \log \sigma(h_i) + (1 - x_i) \log \sigma(-h_i)
     """
 
-    pixels: Literal["binary"] = "binary"
+    pixels: Pixels = "binary"
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         """Return the log-probability of each image, nats, ``(B,)``, float32 or wider."""
@@ -43,7 +43,7 @@ class Gaussian(nn.Module):
         sigma: :math:`\sigma`, positive; 0 learns it, from 0.3.
     """
 
-    pixels: Literal["dequantized"] = "dequantized"
+    pixels: Pixels = "dequantized"
     #: Least standard deviation.
     floor = 1e-3
     _first = 0.3

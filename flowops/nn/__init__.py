@@ -18,7 +18,7 @@ from .permutation import (
     random_permutation,
     reverse_permutation,
 )
-from .preprocess import Logit, Shift, dequantize, preprocessing
+from .preprocess import Logit, Shift, binarize, dequantize, preprocessing
 from .reversible import ReversibleSequential
 from .sampling import GaussianRsample
 from .spline import AutoregressiveSpline, RationalQuadraticSpline, spline_parameters
@@ -55,6 +55,7 @@ __all__ = [
     "Split",
     "Squeeze",
     "ZeroConv2d",
+    "binarize",
     "checkerboard_mask",
     "dequantize",
     "even_odd_permutation",

@@ -34,6 +34,32 @@ def dequantize(values: Tensor, levels: int, *, generator: torch.Generator | None
     return reference.add_noise(values.to(dtype), noise, levels) / levels
 
 
+def binarize(values: Tensor, levels: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return binary pixels, one with the probability ``v / (levels - 1)``.
+
+    Dynamic binarisation, as VAEs of binary images train on: drawn anew each time. A likelihood of
+    one draw says nothing about that of another, so a test set is binarised once, from a seed.
+
+    Args:
+        values: pixels ``v`` in ``{0, ..., levels - 1}``, of any integer or floating dtype.
+        levels: number of levels, at least 2.
+        generator: where the noise is drawn from.
+
+    Returns:
+        float32 (float64 for float64 values) zeros and ones, shape of ``values``.
+
+    Raises:
+        ValueError: if ``levels`` is below 2.
+
+    Source: Salakhutdinov and Murray, "On the quantitative analysis of deep belief networks", 2008.
+    """
+    if levels < 2:
+        raise ValueError(f"binarize: levels must be at least 2, got {levels}")
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    noise = torch.rand(values.shape, dtype=dtype, device=values.device, generator=generator)
+    return (noise * (levels - 1) < values).to(dtype)
+
+
 class Logit(Bijector):
     r"""Logit of pixels drawn towards the middle, ``z = logit(alpha + (1 - 2 alpha) x)``.
 

@@ -83,3 +83,16 @@ def trained(images: Path, tmp_path: Path, command: Callable[..., Result]) -> Pat
     words = ("--data", images, "--steps", 4, "--checkpoint-every", 2, "--log-every", 2, "--quiet")
     assert command("train", "glow", *SMALL_GLOW, *words, "--out", out).status == 0
     return out
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """An .npz file: dark images of class 0, bright ones of class 1; the class is worth bits."""
+    rng = np.random.default_rng(0)
+    classes = np.arange(60) % 2
+    noise = rng.integers(0, 8, (60, 1, 4, 4))
+    values = (24 * classes[:, None, None, None] + noise).astype(np.uint8)
+    parts = {"train": values[:48], "test": values[48:], "levels": 32}
+    path = tmp_path / "labelled.npz"
+    np.savez(path, **parts, train_labels=classes[:48], test_labels=classes[48:])
+    return path

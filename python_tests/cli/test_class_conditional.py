@@ -13,20 +13,6 @@ from .test_resume import assert_same_run, interrupt_at
 
 
 @pytest.fixture
-def labelled(tmp_path):
-    """Dark images of class 0 and bright ones of class 1, so that the class is worth bits."""
-    rng = np.random.default_rng(0)
-    classes = np.arange(60) % 2
-    values = (24 * classes[:, None, None, None] + rng.integers(0, 8, (60, 1, 4, 4))).astype(
-        np.uint8
-    )
-    parts = {"train": values[:48], "test": values[48:], "levels": 32}
-    path = tmp_path / "labelled.npz"
-    np.savez(path, **parts, train_labels=classes[:48], test_labels=classes[48:])
-    return path
-
-
-@pytest.fixture
 def words(labelled):
     return (*SMALL_GLOW, "--data", labelled, "--class-conditional", "--lr", 1e-2, "--log-every", 10)
 

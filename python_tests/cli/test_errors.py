@@ -17,7 +17,7 @@ from .conftest import SMALL_GLOW
     [
         ("", "a verb is needed"),
         ("trian", "invalid choice: 'trian'"),
-        ("train flow", "model must be one of nice, realnvp, glow, nsf, got flow"),
+        ("train flow", "model must be one of nice, realnvp, glow, nsf, vae, "),
         ("train --stepz 3", "unknown argument --stepz; did you mean --steps"),
         ("train nice --flow-steps 3", "unknown argument --flow-steps"),
         ("train --steps three", "--steps: invalid int value: 'three'"),

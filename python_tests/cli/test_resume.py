@@ -114,7 +114,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, method: str, step: int) -> Non
 
 @pytest.mark.parametrize(
     ("method", "step"),
-    [("_optimise", 0), ("_optimise", 1), ("_optimise", 7), ("save", 8), ("held_out_bits", 9)],
+    [("_optimise", 0), ("_optimise", 1), ("_optimise", 7), ("save", 8), ("judge", 9)],
     ids=["before the first step", "before a checkpoint", "between", "while saving", "at the end"],
 )
 def test_interrupted_run_resumes_bit_for_bit(command, images, tmp_path, monkeypatch, method, step):

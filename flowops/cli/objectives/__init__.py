@@ -1,0 +1,20 @@
+"""What each kind of model is trained, judged and shown by."""
+
+from __future__ import annotations
+
+from flowops.cli.objectives.base import Objective
+from flowops.cli.objectives.bound import BoundObjective
+from flowops.cli.objectives.density import DensityObjective
+from flowops.distributions import Flow
+from flowops.models import VAE, ImageModel
+
+__all__ = ["Objective", "objective_of"]
+
+
+def objective_of(model: Flow | ImageModel, levels: int) -> Objective:
+    """Return the objective of models like ``model`` on images of so many levels."""
+    if isinstance(model, Flow):
+        return DensityObjective(levels)
+    if isinstance(model, VAE):
+        return BoundObjective(levels, model.pixels)
+    raise TypeError(f"objective_of: model must be one of flowops.models, got {type(model)}")
