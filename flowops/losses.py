@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from flowops.distributions import Flow
 from flowops.nn.preprocess import dequantize
@@ -86,3 +87,27 @@ def importance_weighted_bits_per_dim(
         flow.train(training)
     total = torch.stack(terms).logsumexp(0) - math.log(samples)
     return bits_per_dim(total, flow.event_shape, levels)
+
+
+def jensen_shannon_loss(joint: Tensor, product: Tensor) -> Tensor:
+    r"""Return the loss of a discriminator that tells pairs from unrelated pairs.
+
+    .. math::
+        \mathrm{E}_{p(a, b)} \mathrm{softplus}(-T) + \mathrm{E}_{p(a) p(b)} \mathrm{softplus}(T)
+        \ge 2 \ln 2 - 2 \mathrm{JSD}(p(a, b), p(a) p(b))
+
+    with equality at :math:`T = \log p(a, b) / p(a) p(b)`. It never exceeds :math:`2 \ln 2` at the
+    best T; independent variables reach that. Differentiable in both arguments.
+
+    Args:
+        joint: T of pairs that belong together, any shape.
+        product: T of pairs that do not, any shape.
+
+    Returns:
+        Nats, a 0-dim tensor, float32 or wider.
+
+    Source: Nowozin, Cseke and Tomioka, "f-GAN", 2016, arXiv:1606.00709; Hjelm et al., 2018,
+    arXiv:1808.06670, eq. 4.
+    """
+    wide = torch.promote_types(joint.dtype, torch.float32)
+    return softplus(-joint.to(wide)).mean() + softplus(product.to(wide)).mean()

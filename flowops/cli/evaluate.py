@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flowops.cli.console import Progress, say_json
 from flowops.cli.errors import CommandError
+from flowops.cli.images import load_data
 from flowops.cli.objectives import objective_of
 from flowops.cli.report import say_figures
 from flowops.cli.sampling import choose_device, load_run
-from flowops.cli.train import load_data
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -39,6 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             report=progress.update,
         )
+    figures |= objective.conclude(model, data, arguments.seed)
     baselines = objective.baselines(data)
     if arguments.quiet:
         say_json(

@@ -16,8 +16,10 @@ from flowops.cli.files import write_atomically
 _SHOWN_PIXELS = 48
 
 
-def write_grid(images: NDArray[np.uint8], levels: int, path: Path) -> None:
-    """Write ``images`` as a nearly square PNG grid.
+def write_grid(
+    images: NDArray[np.uint8], levels: int, path: Path, *, columns: int | None = None
+) -> None:
+    """Write ``images`` as a PNG grid of so many columns, by default a nearly square one.
 
     They are ``(n, channels, height, width)`` with values in ``[0, levels)``; small ones are
     enlarged by a whole factor, so that pixels stay squares.
@@ -30,7 +32,7 @@ def write_grid(images: NDArray[np.uint8], levels: int, path: Path) -> None:
         grey, channels = grey[:, :1], 1
     zoom = max(1, round(_SHOWN_PIXELS / max(height, width)))
     grey = grey.repeat(zoom, axis=2).repeat(zoom, axis=3)
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     gap = 2
     cell = (height * zoom + gap, width * zoom + gap)

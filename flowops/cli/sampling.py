@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from flowops.cli.checkpoint import Checkpoint, load_weights
 from flowops.cli.console import say, say_json
 from flowops.cli.errors import CommandError
+from flowops.cli.images import load_data
 from flowops.cli.noise import SAMPLES, stream_seed
 from flowops.cli.objectives import Objective, objective_of
+from flowops.cli.pictures import Pictures
 from flowops.cli.plots import write_grid
 from flowops.cli.run_folder import RunFolder
 from flowops.cli.settings import RunConfig
@@ -32,13 +35,16 @@ def sample(arguments: argparse.Namespace) -> int:
     if out.suffix.lower() != ".png" or not out.parent.is_dir():
         raise CommandError(f"--out must be a .png file in an existing folder, got {out}")
     model, config, step = load_run(Path(arguments.run), choose_device(arguments.device))
+    objective = objective_of(model, config.data["levels"])
+    if not objective.makes_images:
+        return _show_neighbours(model, objective, config, arguments)
     temperature = arguments.temperature or config.train.sample_temperature
     label = arguments.label
     if label is not None and label >= config.classes:
         raise CommandError(f"--label must be below the run's {config.classes} classes, got {label}")
     draw_grid(
         model,
-        objective_of(model, config.data["levels"]),
+        objective,
         config,
         out,
         count=arguments.n,
@@ -53,6 +59,25 @@ def sample(arguments: argparse.Namespace) -> int:
             f"{arguments.n} samples of {config.model} after {step} steps, "
             f"temperature {temperature}: {out}"
         )
+    return 0
+
+
+def _show_neighbours(
+    model: Flow | ImageModel, objective: Objective, config: RunConfig, arguments: argparse.Namespace
+) -> int:
+    """Show test images with those of the nearest codes: what a model without images has to show."""
+    if arguments.label is not None or arguments.temperature is not None:
+        raise CommandError(
+            f"--label and --temperature need a model that makes images, got {config.model}"
+        )
+    data = load_data(config.train, config.model)
+    out = Path(arguments.out)
+    pictures = Pictures(cast("ImageModel", model), objective, data, out.parent, arguments.seed)
+    pictures.neighbours(out, arguments.n)
+    if arguments.quiet:
+        say_json({"out": str(out), "n": arguments.n})
+    else:
+        say(f"{arguments.n} test images, each before those of the nearest codes: {out}")
     return 0
 
 

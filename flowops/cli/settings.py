@@ -150,13 +150,13 @@ class RunConfig:
 
     @property
     def classes(self) -> int:
-        """Number of classes the model is told of, 0 for an unconditional one."""
-        return self.model_options.get("classes", 0)
+        """Number of classes, or clusters, that a sample can be asked of; 0 for none."""
+        return self.model_options.get("classes", 0) or self.model_options.get("clusters", 0)
 
     @property
     def title(self) -> str:
         """What to call the model in reports: bits given the class are not those without."""
-        return f"class-conditional {self.model}" if self.classes else self.model
+        return f"class-conditional {self.model}" if self.train.class_conditional else self.model
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

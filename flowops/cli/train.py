@@ -14,6 +14,8 @@ import flowops
 from flowops.cli.checkpoint import Checkpoint
 from flowops.cli.console import Progress, say, say_json
 from flowops.cli.errors import CommandError
+from flowops.cli.images import load_data
+from flowops.cli.pictures import Pictures
 from flowops.cli.plots import write_curve
 from flowops.cli.report import say_figures
 from flowops.cli.run_folder import RunFolder, differences
@@ -26,7 +28,7 @@ from flowops.cli.settings import (
     split_options,
 )
 from flowops.cli.trainer import Trainer, build_model
-from flowops.data import ImageData, load_images
+from flowops.data import ImageData
 from flowops.models import MODELS, ImageModel
 
 
@@ -80,27 +82,6 @@ def run_path(arguments: argparse.Namespace) -> Path:
     return Path("runs") / f"{arguments.model}-{data}"
 
 
-def load_data(settings: TrainSettings, model: str) -> ImageData:
-    """Load the images of ``settings``, with labels where ``model`` has a use for them.
-
-    Raises:
-        CommandError: They are missing or malformed; the message says how to get them.
-    """
-    try:
-        return load_images(
-            settings.data,
-            levels=settings.pixel_levels or None,
-            labels=settings.class_conditional or _needs_labels(model),
-        )
-    except (ValueError, OSError) as error:
-        raise CommandError(str(error)) from error
-
-
-def _needs_labels(model: str) -> bool:
-    kind = MODELS[model].model
-    return issubclass(kind, ImageModel) and kind.labels != "unused"
-
-
 def _resolve(arguments: argparse.Namespace) -> tuple[TrainSettings, dict[str, Any]]:
     source = arguments.given.get("data", DEFAULT_DATA)
     options = (
@@ -134,10 +115,11 @@ def _new_config(
     source = arguments.given.get("data", DEFAULT_DATA)
     defaults = default_options(arguments.model, source, MODELS[arguments.model].config)
     defaults["data"] = DEFAULT_DATA
+    told = "classes" in MODELS[arguments.model].config.__dataclass_fields__
     return RunConfig(
         model=arguments.model,
         event_shape=data.event_shape,
-        model_options=model_options | ({"classes": data.classes} if data.classes else {}),
+        model_options=model_options | ({"classes": data.classes} if told and data.classes else {}),
         train=settings,
         data={
             "name": data.name,
@@ -190,18 +172,23 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
     with Progress(len(data.test), label="evaluating", quiet=trainer.quiet) as progress:
         figures = trainer.judge(report=progress.update)
     objective = trainer.objective
+    figures |= objective.conclude(trainer.judged.eval(), data, config.train.seed)
     baselines = objective.baselines(data)
     held_out = {f"test_{name}": value for name, value in figures.items()}
     folder.metrics.append({"step": trainer.step, "final": True, **held_out, "baselines": baselines})
-    draw_grid(
-        trainer.judged,
-        objective,
-        config,
-        folder.samples,
-        count=config.train.sample_count,
-        temperature=config.train.sample_temperature,
-        seed=config.train.seed,
-    )
+    model = trainer.judged
+    if objective.makes_images:
+        draw_grid(
+            model,
+            objective,
+            config,
+            folder.samples,
+            count=config.train.sample_count,
+            temperature=config.train.sample_temperature,
+            seed=config.train.seed,
+        )
+    if isinstance(model, ImageModel):
+        Pictures(model, objective, data, folder.path, config.train.seed).draw()
     title = f"{config.title} on {data.name}"
     rows = list(folder.metrics.rows())
     write_curve(rows, (objective.unit, objective.unit_name), baselines, title, folder.curve)
@@ -219,4 +206,4 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
         )
         return
     say_figures(objective, data, f"{config.title}, after {trainer.step} steps", figures, baselines)
-    say(f"{seconds:.0f} s; samples in {folder.samples}, learning curve in {folder.curve}")
+    say(f"{seconds:.0f} s; pictures and learning curve in {folder.path}")

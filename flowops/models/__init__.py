@@ -5,24 +5,36 @@ from typing import Any, NamedTuple
 
 from flowops.distributions import Flow
 
-from .base import ImageModel, Loss
+from .base import ImageModel, LatentVariableModel, Loss
+from .cluster_vae import ClusterVAE, ClusterVAEConfig
+from .fvae import FVAE, FVAEConfig
 from .glow import Glow, GlowConfig
+from .infomax import InfoMax, InfoMaxConfig
 from .nice import NICE, NICEConfig
 from .nsf import NSF, NSFConfig
 from .realnvp import RealNVP, RealNVPConfig
 from .vae import CVAE, VAE, CVAEConfig, VAEConfig
+from .vib import VIB, VIBConfig
 
 __all__ = [
     "CVAE",
     "FLOWS",
+    "FVAE",
     "MODELS",
     "NICE",
     "NSF",
     "VAE",
+    "VIB",
     "CVAEConfig",
+    "ClusterVAE",
+    "ClusterVAEConfig",
+    "FVAEConfig",
     "Glow",
     "GlowConfig",
     "ImageModel",
+    "InfoMax",
+    "InfoMaxConfig",
+    "LatentVariableModel",
     "Loss",
     "ModelEntry",
     "NICEConfig",
@@ -30,6 +42,7 @@ __all__ = [
     "RealNVP",
     "RealNVPConfig",
     "VAEConfig",
+    "VIBConfig",
     "build",
 ]
 
@@ -53,6 +66,10 @@ FLOWS: dict[str, ModelEntry] = {
 MODELS: dict[str, ModelEntry] = FLOWS | {
     "vae": ModelEntry(VAEConfig, VAE),
     "cvae": ModelEntry(CVAEConfig, CVAE),
+    "cluster_vae": ModelEntry(ClusterVAEConfig, ClusterVAE),
+    "vib": ModelEntry(VIBConfig, VIB),
+    "infomax": ModelEntry(InfoMaxConfig, InfoMax),
+    "fvae": ModelEntry(FVAEConfig, FVAE),
 }
 
 

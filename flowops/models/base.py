@@ -14,6 +14,10 @@ from torch import Tensor, nn
 Pixels = Literal["grey", "binary", "dequantized"]
 
 
+#: Importance samples decoded at once.
+_CHUNK = 50
+
+
 class Loss(NamedTuple):
     """What a training step minimises, and what it reports.
 
@@ -130,3 +134,65 @@ class ImageModel(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: x must have shape (batch, {shape}), got {tuple(x.shape)}"
             )
+
+
+class LatentVariableModel(ImageModel):
+    """Base of the models with a tractable bound of log q(x): the VAE and what it became.
+
+    Subclasses define ``log_weights``, the logarithms of importance weights.
+    """
+
+    def log_weights(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        samples: int,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return log q(x|z) q(z) / p(z|x) for so many codes of each image, ``(samples, B)``.
+
+        Nats, differentiable where the codes are. The mean over codes is the evidence lower bound,
+        the logarithm of the mean weight approaches log q(x).
+        """
+        raise NotImplementedError(f"{type(self).__name__}: log_weights must be defined")
+
+    @torch.no_grad()
+    def importance_bound(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        samples: int,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""Return the importance-weighted bound of log q(x), nats, ``(B,)``.
+
+        .. math:: \log \frac1K \sum_k \frac{q(x|z_k) q(z_k)}{p(z_k|x)} \le \log q(x)
+
+        It grows with ``samples`` = K in expectation, to log q(x) itself; a figure from it must say
+        how many they were. Codes are drawn and decoded fifty at a time.
+
+        Raises:
+            ValueError: If ``samples`` is below 1, or ``x`` is no batch of images.
+
+        Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2015,
+        arXiv:1509.00519.
+        """
+        self.check_images(x)
+        if samples < 1:
+            raise ValueError(
+                f"{type(self).__name__}.importance_bound: samples must be at least 1, got {samples}"
+            )
+        parts = [
+            self.log_weights(
+                x, labels, samples=min(_CHUNK, samples - done), generator=generator
+            ).logsumexp(0)
+            for done in range(0, samples, _CHUNK)
+        ]
+        return torch.stack(parts).logsumexp(0) - math.log(samples)
+
+
+def log_mean_exp(weights: Tensor) -> Tensor:
+    """Return the logarithm of the mean of exp(weights) over dimension 0."""
+    return weights.logsumexp(0) - math.log(len(weights))

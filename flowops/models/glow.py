@@ -124,7 +124,14 @@ class Glow(Flow):
             layers = [preprocessing(config.preprocess, config.alpha)] if level == 0 else []
             layers.append(Squeeze())
             for _ in range(config.steps):
-                layers += _step(config, channels, inner)
+                layers += glow_step(
+                    channels,
+                    hidden=config.hidden,
+                    coupling=config.coupling,
+                    conv1x1=config.conv1x1,
+                    edge_bias=config.edge_bias,
+                    context_features=inner,
+                )
             if level < config.levels - 1:
                 kept = channels // 2
                 prior = ZeroConv2d(kept, 2 * (channels - kept), edge_bias=config.edge_bias)
@@ -162,19 +169,28 @@ class Glow(Flow):
         return (context[:, None] == classes).to(self.dtype)
 
 
-def _step(config: GlowConfig, channels: int, context_features: int) -> list[Bijector]:
+def glow_step(
+    channels: int,
+    *,
+    hidden: int,
+    coupling: str,
+    conv1x1: str,
+    edge_bias: bool,
+    context_features: int = 0,
+) -> list[Bijector]:
+    """Return actnorm, invertible 1x1 convolution and coupling of maps with so many channels."""
     kept = channels // 2
     moved = channels - kept
-    affine = config.coupling == "affine"
+    affine = coupling == "affine"
     network = GlowConvNet(
         kept,
         2 * moved if affine else moved,
-        hidden=config.hidden,
+        hidden=hidden,
         context_features=context_features,
-        edge_bias=config.edge_bias,
+        edge_bias=edge_bias,
     )
     if affine:
-        coupling = AffineCoupling(
+        layer = AffineCoupling(
             channels,
             network,
             scale="sigmoid",
@@ -182,9 +198,9 @@ def _step(config: GlowConfig, channels: int, context_features: int) -> list[Bije
             layout="shift_scale_interleaved",
         )
     else:
-        coupling = AdditiveCoupling(channels, network)
+        layer = AdditiveCoupling(channels, network)
     return [
         ActNorm(channels, log_scale_factor=3.0),
-        InvertibleConv1x1(channels, parameterization=config.conv1x1),
-        coupling,
+        InvertibleConv1x1(channels, parameterization=conv1x1),
+        layer,
     ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import interpolate, leaky_relu
 
 from flowops.nn import MLP
 
@@ -53,62 +54,85 @@ class DenseDecoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Images to vectors by 3x3 convolutions that halve the sides, then a linear layer.
+    """Images to vectors by 3x3 convolutions, then a linear layer.
 
     Args:
         event_shape: ``(channels, height, width)``.
         features: of the result.
-        channels: after each halving; ReLU after each.
+        channels: after each convolution.
+        strides: of each convolution; by default all halve the sides.
+        slope: of the leaky ReLU after each, below 0.
     """
 
-    def __init__(self, event_shape: Sequence[int], features: int, channels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        features: int,
+        channels: Sequence[int],
+        *,
+        strides: Sequence[int] | None = None,
+        slope: float = 0.0,
+    ) -> None:
         super().__init__()
-        ins = [event_shape[0], *channels[:-1]]
+        self.slope = slope
+        strides = strides or [2] * len(channels)
+        ends = itertools.pairwise([event_shape[0], *channels])
         self.convs = nn.ModuleList(
-            nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
-            for n_in, n_out in zip(ins, channels, strict=True)
+            nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
+            for (n_in, n_out), stride in zip(ends, strides, strict=True)
         )
-        height, width = halved(event_shape, len(channels))
-        self.out = nn.Linear(channels[-1] * height * width, features)
+        self.out = nn.Linear(channels[-1] * math.prod(_sizes(event_shape, strides)[-1]), features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, *event_shape)`` to ``(B, features)``."""
         for conv in self.convs:
-            x = relu(conv(x))
+            x = leaky_relu(conv(x), self.slope)
         return self.out(x.flatten(1))
 
 
 class ConvDecoder(nn.Module):
-    """Mirror of :class:`ConvEncoder`: each doubling is a nearest-neighbour one and a convolution.
+    """Mirror of :class:`ConvEncoder`: sides grow to the nearest pixel, then a 3x3 convolution.
 
     Args:
         features: of the code.
         event_shape: ``(channels, height, width)``.
         channels: those of the encoder, in its order.
+        strides: those of the encoder.
+        slope: of the leaky ReLU before each convolution, below 0.
     """
 
-    def __init__(self, features: int, event_shape: Sequence[int], channels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        features: int,
+        event_shape: Sequence[int],
+        channels: Sequence[int],
+        *,
+        strides: Sequence[int] | None = None,
+        slope: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.sizes = [halved(event_shape, n) for n in range(len(channels))][::-1]
-        self.start = (channels[-1], *halved(event_shape, len(channels)))
+        self.slope = slope
+        sizes = _sizes(event_shape, strides or [2] * len(channels))
+        self.sizes = sizes[-2::-1]
+        self.start = (channels[-1], *sizes[-1])
         self.inside = nn.Linear(features, math.prod(self.start))
-        widths = [*channels[::-1], event_shape[0]]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(n_in, n_out, 3, padding=1) for n_in, n_out in itertools.pairwise(widths)
-        )
+        ends = itertools.pairwise([*reversed(channels), event_shape[0]])
+        self.convs = nn.ModuleList(nn.Conv2d(n_in, n_out, 3, padding=1) for n_in, n_out in ends)
 
     def forward(self, code: Tensor) -> Tensor:
         """Map ``(B, features)`` to ``(B, *event_shape)``."""
         h = self.inside(code).unflatten(1, self.start)
         for size, conv in zip(self.sizes, self.convs, strict=True):
-            h = conv(interpolate(relu(h), size=size))
+            h = leaky_relu(h, self.slope)
+            h = conv(h if h.shape[2:] == size else interpolate(h, size=size))
         return h
 
 
-def halved(event_shape: Sequence[int], times: int) -> tuple[int, int]:
-    """Return height and width after so many convolutions of stride 2."""
+def _sizes(event_shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return height and width before the first convolution and after each."""
     height, width = event_shape[1:]
-    return math.ceil(height / 2**times), math.ceil(width / 2**times)
+    products = itertools.accumulate([1, *strides], operator.mul)
+    return [(math.ceil(height / n), math.ceil(width / n)) for n in products]
 
 
 def make_encoder(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowops.models.base import ImageModel, Loss
+from flowops.models.base import LatentVariableModel, Loss, log_mean_exp
 from flowops.models.config import check_at_least, check_choice, option
 from flowops.models.latents import (
     GaussianLatent,
@@ -21,8 +21,6 @@ from flowops.models.networks import NETWORKS, make_decoder, make_encoder
 
 _POSTERIORS = ("gaussian", "vmf", "gumbel", "vq")
 _LIKELIHOODS = ("bernoulli", "gaussian")
-#: Importance samples decoded at once.
-_CHUNK = 50
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class VAEConfig:
             )
 
 
-class VAE(ImageModel):
+class VAE(LatentVariableModel):
     r"""Variational auto-encoder of binarised or dequantised images.
 
     .. math::
@@ -106,7 +104,7 @@ class VAE(ImageModel):
         self.check_images(x)
         if self.config.importance > 1:
             weights = self.log_weights(x, labels, samples=self.config.importance)
-            bound = _log_mean_exp(weights).mean()
+            bound = log_mean_exp(weights).mean()
             return Loss(-bound, {"bound": -bound.detach()})
         draw = self.latent(self.encoder(x), step, self.prior_mean(labels))
         log_likelihood = self.likelihood.log_prob(self.decoder(draw.code), x).mean()
@@ -141,36 +139,6 @@ class VAE(ImageModel):
         code, log_ratio = self.latent.weigh(h, prior_mean, generator)
         many = x.repeat(samples, *[1] * len(self.event_shape))
         return (self.likelihood.log_prob(self.decoder(code), many) + log_ratio).view(samples, -1)
-
-    @torch.no_grad()
-    def importance_bound(
-        self,
-        x: Tensor,
-        labels: Tensor | None = None,
-        *,
-        samples: int,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return the importance-weighted bound of log q(x), nats, ``(B,)``.
-
-        It grows with ``samples`` in expectation, to log q(x) itself; a figure from it must say
-        how many they were. Codes are drawn and decoded fifty at a time.
-
-        Raises:
-            ValueError: If ``samples`` is below 1, or ``x`` is no batch of images.
-        """
-        self.check_images(x)
-        if samples < 1:
-            raise ValueError(
-                f"{type(self).__name__}.importance_bound: samples must be at least 1, got {samples}"
-            )
-        parts = [
-            self.log_weights(
-                x, labels, samples=min(_CHUNK, samples - done), generator=generator
-            ).logsumexp(0)
-            for done in range(0, samples, _CHUNK)
-        ]
-        return torch.stack(parts).logsumexp(0) - math.log(samples)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the code of each image without noise, ``(B, features)``."""
@@ -247,7 +215,3 @@ def _latent(
     if config.posterior == "gumbel":
         return GumbelLatent(config.latent, config.categories)
     return VectorQuantizedLatent(config.latent, config.categories, config.code_width)
-
-
-def _log_mean_exp(weights: Tensor) -> Tensor:
-    return weights.logsumexp(0) - math.log(len(weights))

@@ -30,7 +30,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
-    assert (one / "samples.png").read_bytes() == (other / "samples.png").read_bytes()
+    pictures = {path.name for path in one.glob("*.png")}
+    assert pictures == {path.name for path in other.glob("*.png")}
+    for name in pictures:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:

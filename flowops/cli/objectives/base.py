@@ -31,6 +31,8 @@ class Objective:
     unit_name: str
     #: Whether the held-out figure has a version with many importance samples.
     has_importance_bound = True
+    #: Whether the model draws images; of one that does not, neighbours of codes are shown.
+    makes_images = True
 
     def __init__(self, levels: int) -> None:
         self.levels = levels
@@ -67,6 +69,13 @@ class Objective:
             report: Called with the number of images done since the last call.
         """
         raise NotImplementedError
+
+    def conclude(self, model: Any, data: ImageData, seed: int) -> dict[str, float]:
+        """Return figures that take long, for the end of training and for `flowops evaluate`.
+
+        ``model`` is in evaluation mode. By default there are none.
+        """
+        return {}
 
     def figure(self, samples: int) -> str:
         """Return what exactly the headline is with so many importance samples."""

@@ -15,7 +15,7 @@ from flowops.cli.objectives.base import BATCH, Objective
 from flowops.cli.objectives.pixels import grey_values, prepare_pixels
 from flowops.data import ImageData, quantize
 from flowops.losses import bits_per_dim
-from flowops.models import VAE, Loss
+from flowops.models import FVAE, LatentVariableModel, Loss
 from flowops.models.base import Pixels
 
 
@@ -37,7 +37,12 @@ class BoundObjective(Objective):
         """Return binary or dequantised images."""
         return prepare_pixels(self.pixels, values, self.levels, dtype, source)
 
-    def loss(self, model: VAE, x: Tensor, labels: Tensor | None, step: int) -> Loss:
+    def begin(self, model: LatentVariableModel, x: Tensor, labels: Tensor | None) -> None:
+        """Set the actnorms of a flow over the codes."""
+        if isinstance(model, FVAE):
+            model.initialize(x)
+
+    def loss(self, model: LatentVariableModel, x: Tensor, labels: Tensor | None, step: int) -> Loss:
         """Return the negative bound."""
         loss = model.loss(x, labels, step=step)
         if self.binary:
@@ -46,7 +51,7 @@ class BoundObjective(Objective):
 
     def judge(
         self,
-        model: VAE,
+        model: LatentVariableModel,
         images: NDArray[np.uint8],
         labels: NDArray[np.int64] | None,
         *,
@@ -90,7 +95,7 @@ class BoundObjective(Objective):
             return grey_values(images, self.levels)
         return quantize(images.cpu(), self.levels).numpy()
 
-    def _in_unit(self, nats: float, model: VAE) -> float:
+    def _in_unit(self, nats: float, model: LatentVariableModel) -> float:
         if self.binary:
             return nats
         return bits_per_dim(torch.tensor(-nats), model.event_shape, self.levels).item()

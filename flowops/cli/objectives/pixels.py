@@ -16,7 +16,7 @@ def prepare_pixels(
     values: Tensor,
     levels: int,
     dtype: torch.dtype,
-    source: torch.Generator,
+    source: torch.Generator | None,
 ) -> Tensor:
     """Return images for a model whose :attr:`~flowops.models.ImageModel.pixels` is ``kind``.
 
