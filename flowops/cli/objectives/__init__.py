@@ -21,7 +21,7 @@ def objective_of(model: Flow | ImageModel, levels: int) -> Objective:
     if isinstance(model, VIB):
         return BottleneckObjective(levels)
     if isinstance(model, ClusterVAE):
-        return ClusterObjective(levels)
+        return ClusterObjective(levels, model)
     if isinstance(model, InfoMax):
         return InfoMaxObjective(levels, model)
     raise TypeError(f"objective_of: model must be one of flowops.models, got {type(model)}")

@@ -132,6 +132,10 @@ class ClusterObjective(LossObjective):
     unit = "nats"
     unit_name = "nats an image, grey pixels"
 
+    def __init__(self, levels: int, model: ClusterVAE) -> None:
+        super().__init__(levels)
+        self.config = model.config
+
     def conclude(self, model: ClusterVAE, data: ImageData, seed: int) -> dict[str, float]:
         """Return accuracies; the clusters' classes are found on the training images."""
         if data.train_labels is None or data.test_labels is None:
@@ -142,14 +146,13 @@ class ClusterObjective(LossObjective):
         return match_clusters(train, data.train_labels, test, data.test_labels, size)
 
     def baselines(self, data: ImageData) -> dict[str, float]:
-        """Return the nats of the mean training image under the best variance."""
-        scale = np.float32(data.levels - 1)
-        train = data.train.reshape(len(data.train), -1) / scale
-        test = data.test.reshape(len(data.test), -1) / scale
-        error = ((test - train.mean(0)) ** 2).mean()
-        variance = ((train - train.mean(0)) ** 2).mean()
-        nats = 0.5 * (error / variance + math.log(2 * math.pi * variance)) * train.shape[1]
-        return {"the mean image, best variance": float(nats)}
+        """Return the nats of the mean training image, under the same variance of pixels."""
+        scale = data.levels - 1
+        mean = data.train.mean(0, dtype=np.float64) / scale
+        error = np.mean((data.test / np.float32(scale) - mean) ** 2)
+        precision = self.config.precision
+        nats = 0.5 * (precision * error - math.log(precision / (2 * math.pi))) * mean.size
+        return {"the mean image": float(nats)}
 
 
 class InfoMaxObjective(LossObjective):
