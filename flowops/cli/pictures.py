@@ -107,7 +107,9 @@ class Pictures:
         """A row of samples for each of several temperatures, from cold to 1."""
         labels = self._cycled_labels(_COLUMNS)
         rows = [
-            self.model.sample((_COLUMNS,), labels, temperature=value, generator=self.source)
+            self.model.for_sampling(value, self.source).sample(
+                (_COLUMNS,), labels, temperature=value, generator=self.source
+            )
             for value in _TEMPERATURES
         ]
         self._sheet("temperatures", torch.cat(rows), _COLUMNS)

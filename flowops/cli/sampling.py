@@ -136,6 +136,7 @@ def draw_grid(
     if config.classes:
         turns = torch.arange(count, device=model.device) % config.classes
         classes = turns if label is None else torch.full_like(turns, label)
-    images = model.sample((count,), classes, temperature=temperature, generator=source)
+    sampler = model.for_sampling(temperature, source) if isinstance(model, ImageModel) else model
+    images = sampler.sample((count,), classes, temperature=temperature, generator=source)
     model.train(was_training)
     write_grid(objective.to_pixels(images), objective.levels, path)

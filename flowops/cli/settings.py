@@ -11,8 +11,8 @@ from flowops.cli.errors import CommandError
 DEFAULT_MODEL = "glow"
 DEFAULT_DATA = "digits"
 
-# The data give the shape and the classes; images come without other context.
-_NOT_OPTIONS = frozenset({"event_shape", "context_features", "classes", "condition"})
+# The data give the shape, classes and values; images come without other context.
+_NOT_OPTIONS = frozenset({"event_shape", "context_features", "classes", "condition", "values"})
 
 
 def _option(default: Any, text: str) -> Any:

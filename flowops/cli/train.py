@@ -115,11 +115,12 @@ def _new_config(
     source = arguments.given.get("data", DEFAULT_DATA)
     defaults = default_options(arguments.model, source, MODELS[arguments.model].config)
     defaults["data"] = DEFAULT_DATA
-    told = "classes" in MODELS[arguments.model].config.__dataclass_fields__
+    known = {"classes": data.classes, "values": data.levels}
+    told = MODELS[arguments.model].config.__dataclass_fields__.keys() & known.keys()
     return RunConfig(
         model=arguments.model,
         event_shape=data.event_shape,
-        model_options=model_options | ({"classes": data.classes} if told and data.classes else {}),
+        model_options=model_options | {name: known[name] for name in told if known[name]},
         train=settings,
         data={
             "name": data.name,

@@ -118,10 +118,21 @@ class Trainer:
         if self.average is not None:
             load_weights(self.average, checkpoint.ema, self.folder.path)
         self.optimizer.load_state_dict(checkpoint.optimizer)
+        self._lay_out_optimizer()
         restore_rng_states(checkpoint.rng)
         self.window = checkpoint.window
         self.step = checkpoint.step
         self.folder.metrics.cut_after(self.step)
+
+    def _lay_out_optimizer(self) -> None:
+        """Give the optimiser's tensors the strides of their parameters.
+
+        A checkpoint has none, and the fused optimiser walks both by address.
+        """
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
 
     def run(self) -> None:
         """Train up to the last step.

@@ -12,6 +12,7 @@ from .glow import Glow, GlowConfig
 from .infomax import InfoMax, InfoMaxConfig
 from .nice import NICE, NICEConfig
 from .nsf import NSF, NSFConfig
+from .nvae import NVAE, NVAEConfig
 from .realnvp import RealNVP, RealNVPConfig
 from .vae import CVAE, VAE, CVAEConfig, VAEConfig
 from .vib import VIB, VIBConfig
@@ -23,6 +24,7 @@ __all__ = [
     "MODELS",
     "NICE",
     "NSF",
+    "NVAE",
     "VAE",
     "VIB",
     "CVAEConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "ModelEntry",
     "NICEConfig",
     "NSFConfig",
+    "NVAEConfig",
     "RealNVP",
     "RealNVPConfig",
     "VAEConfig",
@@ -70,6 +73,7 @@ MODELS: dict[str, ModelEntry] = FLOWS | {
     "vib": ModelEntry(VIBConfig, VIB),
     "infomax": ModelEntry(InfoMaxConfig, InfoMax),
     "fvae": ModelEntry(FVAEConfig, FVAE),
+    "nvae": ModelEntry(NVAEConfig, NVAE),
 }
 
 

@@ -117,6 +117,10 @@ class ImageModel(nn.Module):
         code = self.sample_codes(math.prod(shape), flat, temperature, generator)
         return self.decode(code, flat).clamp(0, 1).reshape(*shape, *self.event_shape)
 
+    def for_sampling(self, temperature: float, generator: torch.Generator | None) -> ImageModel:
+        """Return the model to sample from at ``temperature``: this one, or a copy made ready."""
+        return self
+
     def sample_codes(
         self,
         count: int,

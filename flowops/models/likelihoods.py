@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowops import ops
 from flowops.models.base import Pixels
+from flowops.reference.logistic_mixture_log_prob import CHANNELS_OF_COMPONENT
 
 
 class Bernoulli(nn.Module):
@@ -73,3 +74,44 @@ class Gaussian(nn.Module):
     def mean(self, raw: Tensor) -> Tensor:
         """Return the mean image."""
         return raw
+
+
+class LogisticMixture(nn.Module):
+    """Discrete pixels under a mixture of logistics; see :func:`ops.logistic_mixture_log_prob`.
+
+    Images are grey values ``v / (values - 1)``.
+
+    Args:
+        colours: 1 or 3.
+        components: of the mixture.
+        values: number of values of a pixel, at least 2.
+    """
+
+    pixels: Pixels = "grey"
+
+    def __init__(self, colours: int, components: int, values: int) -> None:
+        super().__init__()
+        if colours not in (1, 3):
+            raise ValueError(f"LogisticMixture: colours must be 1 or 3, got {colours}")
+        self.colours, self.components, self.values = colours, components, values
+
+        self.raw_channels = components * CHANNELS_OF_COMPONENT[colours]
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """Return the log-probability of each image, nats, ``(B,)``, float32 or wider."""
+        pixels = (x * (self.values - 1)).round().to(raw.dtype)
+        return ops.logistic_mixture_log_prob(pixels, raw, levels=self.values)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """Return the mean image, each component's mean drawn into [0, 1] first."""
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        weights = raw[:, : self.components].softmax(1)
+        kinds = raw[:, self.components :].unflatten(1, (self.colours, -1, self.components))
+        means: list[Tensor] = []
+        for colour in range(self.colours):
+            mean = kinds[:, colour, 0]
+            for earlier, value in enumerate(means):
+                mean = mean + kinds[:, colour - 1 + earlier, 2].tanh() * value
+            means.append(mean.clamp(-1, 1))
+        units = torch.stack([(weights * mean).sum(1) for mean in means], 1)
+        return (units + 1) / 2

@@ -31,7 +31,12 @@ CASES = {
     "infomax": (("infomax", "--channels", 4), "loss"),
     "fvae": (("fvae", "--channels", 4, "--flow-hidden", 4, "--flow-steps", 2), "bits_per_dim"),
 }
-WITHOUT_HIDDEN = ("fvae",)
+_NVAE = ("nvae", "--channels", 2, "--groups", 1, "--kl-warmup", 4, "--components", 2)
+CASES |= {
+    "nvae": (_NVAE, "nats"),
+    "nvae mixture": ((*_NVAE, "--likelihood", "logistic_mixture", "--flow"), "bits_per_dim"),
+}
+WITHOUT_HIDDEN = ("fvae", "nvae", "nvae mixture")
 
 
 def words_of(case: str) -> tuple[object, ...]:

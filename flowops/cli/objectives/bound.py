@@ -20,16 +20,19 @@ from flowops.models.base import Pixels
 
 
 class BoundObjective(Objective):
-    """The evidence lower bound of binarised or dequantised images; see :class:`Objective`.
+    """The evidence lower bound of images; see :class:`Objective`.
 
-    Binarised images are judged in nats an image, dequantised ones in bits per dimension. Training
-    draws the binary pixels anew each time, judging once, from its seed.
+    Binarised images are judged in nats an image, others in bits per dimension: dequantised ones by
+    a density, discrete ones (grey to the model) by a probability. Training draws binary pixels anew
+    each time, judging once, from its seed.
     """
 
     def __init__(self, levels: int, pixels: Pixels) -> None:
         super().__init__(levels)
         self.pixels: Pixels = pixels
         self.binary = pixels == "binary"
+        # A density of dequantised pixels is spread over that many bins, a probability over one.
+        self.bins = levels if pixels == "dequantized" else 1
         self.unit = "nats" if self.binary else "bits_per_dim"
         self.unit_name = "nats an image" if self.binary else "bits/dim"
 
@@ -47,7 +50,7 @@ class BoundObjective(Objective):
         loss = model.loss(x, labels, step=step)
         if self.binary:
             return loss
-        return Loss(bits_per_dim(-loss.total, model.event_shape, self.levels), loss.parts)
+        return Loss(bits_per_dim(-loss.total, model.event_shape, self.bins), loss.parts)
 
     def judge(
         self,
@@ -80,7 +83,12 @@ class BoundObjective(Objective):
 
     def figure(self, samples: int) -> str:
         """Return the name of the bound."""
-        drawn = "binarised once" if self.binary else "uniform dequantisation"
+        kinds = {
+            "binary": "binarised once",
+            "dequantized": "uniform dequantisation",
+            "grey": "discrete pixels",
+        }
+        drawn = kinds[self.pixels]
         if samples == 1:
             return f"evidence lower bound, one code, {drawn}"
         return f"importance-weighted bound, {samples} codes, {drawn}"
@@ -91,11 +99,11 @@ class BoundObjective(Objective):
 
     def to_pixels(self, images: Tensor) -> NDArray[np.uint8]:
         """Return the pixels nearest to mean images."""
-        if self.binary:
-            return grey_values(images, self.levels)
-        return quantize(images.cpu(), self.levels).numpy()
+        if self.pixels == "dequantized":
+            return quantize(images.cpu(), self.levels).numpy()
+        return grey_values(images, self.levels)
 
     def _in_unit(self, nats: float, model: LatentVariableModel) -> float:
         if self.binary:
             return nats
-        return bits_per_dim(torch.tensor(-nats), model.event_shape, self.levels).item()
+        return bits_per_dim(torch.tensor(-nats), model.event_shape, self.bins).item()
