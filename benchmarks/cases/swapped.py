@@ -65,6 +65,22 @@ def nflows_autoregressive(x: Tensor, c: Tensor) -> Model:
     return Model(flow, lambda x, c: -flow.log_prob(x, c).mean(), lambda: flow.sample(1, c))
 
 
+def sbi(name: str) -> Callable[[Tensor, Tensor], Model]:
+    """Return what makes sbi's density estimator of that name, with its own defaults."""
+
+    def build(x: Tensor, c: Tensor) -> Model:
+        from sbi.neural_nets import posterior_nn
+
+        net = posterior_nn(name)(x, c)
+        return Model(
+            net,
+            lambda x, c: net.loss(x, condition=c).mean(),
+            lambda: net.sample((1,), condition=c),
+        )
+
+    return build
+
+
 def normflows(x: Tensor) -> Model:
     """A level of Glow."""
     import normflows as nf
@@ -144,6 +160,12 @@ _CASES = [
         "nflows MAF, batch 256, 10 features, 5 context",
         lambda: vectors(256),
         nflows_autoregressive,
+    ),
+    *(
+        case(
+            "sbi", f"sbi {name}, batch 256, 10 features, 5 context", lambda: vectors(256), sbi(name)
+        )
+        for name in ("zuko_nsf", "zuko_maf", "nsf", "maf")
     ),
     case(
         "normflows",
