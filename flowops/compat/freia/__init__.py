@@ -4,6 +4,7 @@ All are called as there: ``module([x], c=[], rev=False, jac=True) -> ((z,), log_
 nats, of the direction evaluated. They work in FrEIA's ``SequenceINN`` and ``GraphINN``.
 """
 
+from flowops.compat._peer import own_names_of
 from flowops.compat._twins import Twin
 from flowops.compat.freia.all_in_one import AllInOneBlock
 from flowops.compat.freia.base import InvertibleModule
@@ -61,3 +62,5 @@ TWINS: dict[str, type[Twin]] = {
         )
     },
 }
+
+__getattr__ = own_names_of("FrEIA", __name__, "FrEIA.modules", "FrEIA.framework")

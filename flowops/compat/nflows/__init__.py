@@ -6,6 +6,7 @@ They load nflows' checkpoints, of PyPI's 0.14 and of the repository after it, an
 
 from __future__ import annotations
 
+from flowops.compat._peer import own_names_of
 from flowops.compat._twins import Twin
 from flowops.compat.nflows._autoregressive import (
     MaskedAffineAutoregressiveTransform,
@@ -92,3 +93,12 @@ TWINS: dict[str, type[Twin]] = {
     for module, twins in _MODULES.items()
     for twin in twins
 }
+
+__getattr__ = own_names_of(
+    "nflows",
+    __name__,
+    "nflows.transforms",
+    "nflows.flows",
+    "nflows.distributions",
+    "nflows.nn.nets",
+)

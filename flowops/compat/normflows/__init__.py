@@ -6,6 +6,7 @@ data. None of them needs normflows.
 
 from __future__ import annotations
 
+from flowops.compat._peer import own_names_of
 from flowops.compat._twins import Twin
 from flowops.compat.normflows.affine import (
     ActNorm,
@@ -84,3 +85,12 @@ TWINS: dict[str, type[Twin]] = {
     "normflows.flows.reshape.Split": Split,
     "normflows.flows.reshape.Squeeze": Squeeze,
 }
+
+__getattr__ = own_names_of(
+    "normflows",
+    __name__,
+    "normflows",
+    "normflows.flows",
+    "normflows.distributions",
+    "normflows.nets",
+)

@@ -5,6 +5,7 @@ the ``univariate=``, with the same ``shapes``. The lazy layers themselves are ta
 :func:`flowops.accelerate`, which saves the splitting of parameters as well.
 """
 
+from flowops.compat._peer import own_names_of
 from flowops.compat._twins import Twin
 from flowops.compat.zuko.lazy import MLP, GeneralCouplingTransform, MaskedAutoregressiveTransform
 from flowops.compat.zuko.transforms import (
@@ -28,3 +29,12 @@ TWINS: dict[str, type[Twin]] = {
     "zuko.nn.MLP": MLP,
     "zuko.nn.MaskedMLP": MLP,
 }
+
+__getattr__ = own_names_of(
+    "zuko",
+    __name__,
+    "zuko.flows",
+    "zuko.transforms",
+    "zuko.distributions",
+    "zuko.nn",
+)
