@@ -8,6 +8,13 @@ from .containers import Inverse, MultiScale, Sequential
 from .conv1x1 import InvertibleConv1x1, PreparedConv, prepare
 from .convolution import ActNormConv2d, ZeroConv2d
 from .coupling import AdditiveCoupling, AffineCoupling, checkerboard_mask
+from .lipschitz import (
+    LipschitzConvNet,
+    LipschitzMLP,
+    LipSwish,
+    lipschitz_constant,
+    settle_spectral_norms,
+)
 from .masked import MADE, ResidualMLP
 from .permutation import (
     Flatten,
@@ -19,6 +26,8 @@ from .permutation import (
     reverse_permutation,
 )
 from .preprocess import Logit, Shift, binarize, dequantize, preprocessing
+from .residual import InvertibleResidual
+from .residual_logdet import Exact, PowerSeries, Roulette, terms_for, truncation_bound
 from .reversible import ReversibleSequential
 from .sampling import GaussianRsample
 from .spline import AutoregressiveSpline, RationalQuadraticSpline, spline_parameters
@@ -35,21 +44,28 @@ __all__ = [
     "BatchNorm",
     "Bijector",
     "DiagonalScale",
+    "Exact",
     "Flatten",
     "GatedResNet",
     "GaussianRsample",
     "GlowConvNet",
     "Inverse",
     "InvertibleConv1x1",
+    "InvertibleResidual",
     "LearnedPrior",
     "LinearAttention",
+    "LipSwish",
+    "LipschitzConvNet",
+    "LipschitzMLP",
     "Logit",
     "MultiScale",
     "Permutation",
+    "PowerSeries",
     "PreparedConv",
     "RationalQuadraticSpline",
     "ResidualMLP",
     "ReversibleSequential",
+    "Roulette",
     "Sequential",
     "Shift",
     "Split",
@@ -59,10 +75,14 @@ __all__ = [
     "checkerboard_mask",
     "dequantize",
     "even_odd_permutation",
+    "lipschitz_constant",
     "ordered_squeeze_permutation",
     "prepare",
     "preprocessing",
     "random_permutation",
     "reverse_permutation",
+    "settle_spectral_norms",
     "spline_parameters",
+    "terms_for",
+    "truncation_bound",
 ]

@@ -9,10 +9,11 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from flowops import ops
+from flowops.nn._replay import Replay
 from flowops.nn.actnorm import ActNorm
 from flowops.nn.base import Bijector, constant_logdet, zeros_logdet
 from flowops.nn.containers import Sequential
@@ -151,66 +152,24 @@ class _Layer:
     def __init__(self, layer: Bijector) -> None:
         self.layer = layer
         self.reversible = layer.reversible
-        modules = list(layer.modules())
-        self.slots = [slot for module in modules for slot in _slots(module)]
-        self.buffers = [b for module in modules for b in module._buffers.values() if b is not None]
-        self.tensors = [module[name] for module, name in self.slots]
-        self.changed: list[tuple[Tensor, Tensor]] = []
+        self.replay = Replay(layer)
+        self.tensors = self.replay.tensors
         self.random: list[Tensor] = []
 
     def run(
         self, x: Tensor, context: Tensor | None, logdet: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        found = [(buffer, buffer.clone(), buffer._version) for buffer in self.buffers]
-        out = self.layer(x, context, logdet=logdet)
-        # Torch's batch normalisation does not say that it writes to its running statistics, only
-        # that it counts the batch: one buffer that changed stands for all of the layer.
-        if any(buffer._version != version for buffer, _, version in found):
-            self.changed = [(buffer, before) for buffer, before, _ in found]
-        return out
+        with self.replay.recording():
+            return self.layer(x, context, logdet=logdet)
 
     def undo(
         self, z: Tensor, context: Tensor | None, grads: _Pair, leaves: Sequence[Tensor]
     ) -> _Undone:
         """Return the input, its gradient and those of the leaves, from output and its gradient."""
         wanted = [t for t in (*leaves, context) if t is not None and t.requires_grad]
-        with self._as_in_forward(z.device, leaves):
+        with self.replay.as_recorded(leaves), _rng(self.random, z.device):
             x, grad_x, others = self.layer.undo(z, context, grads, wanted)
         return x, grad_x, zip(wanted, others, strict=True)
-
-    @contextlib.contextmanager
-    def _as_in_forward(self, device: torch.device, leaves: Sequence[Tensor]) -> Generator[None]:
-        """Give the layer other parameters, its earlier buffers and random numbers for a while.
-
-        Other parameters: hooks of the true ones must see their gradient once, from the chain.
-        """
-        now = [buffer.clone() for buffer, _ in self.changed]
-        held = [module.get(name) for module, name in self.slots]
-        try:
-            for buffer, before in self.changed:
-                buffer.copy_(before)
-            for (module, name), leaf in zip(self.slots, leaves, strict=True):
-                module[name] = leaf  # type: ignore[assignment]
-            with _rng(self.random, device):
-                yield
-        finally:
-            for (module, name), tensor in zip(self.slots, held, strict=True):
-                module[name] = tensor
-            for (buffer, _), value in zip(self.changed, now, strict=True):
-                buffer.copy_(value)
-
-
-def _slots(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Where a module has its parameters, and tensors of a larger graph that it was handed.
-
-    Such as the weights that :func:`flowops.nn.utils.spectral_norm_model` makes for a whole model.
-    """
-    parameters = [(module._parameters, n) for n, t in module._parameters.items() if t is not None]
-    return parameters + [
-        (vars(module), name)
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor) and value.requires_grad
-    ]
 
 
 _Part = _Convolution | _Layer

@@ -22,6 +22,8 @@ _CONVOLUTIONS = {
 # Where the vectors are drawn they are iterated until sigma settles, however many a step takes.
 _FIRST_ITERATIONS = 200
 _FIRST_TOLERANCE = 1e-5
+_SETTLED_ITERATIONS = 2000
+_SETTLED_TOLERANCE = 1e-6
 
 
 class ConvSpectralNorm(nn.Module):
@@ -107,6 +109,22 @@ class ConvSpectralNorm(nn.Module):
         # Copies: later iterations write to the buffers, which this pass may still have to read.
         u, v = self._u.to(wide, copy=True), self._v.to(wide, copy=True)
         return (u * self._map(v, weight.to(wide))).sum()
+
+    @torch.no_grad()
+    def measured(self, weight: Tensor) -> Tensor:
+        """Return the norm of the convolution with ``weight``, iterated until it has settled.
+
+        As :meth:`sigma`, but with vectors of its own.
+        """
+        u, v = self._iterate(weight, _SETTLED_ITERATIONS, _SETTLED_TOLERANCE)
+        return (u * self._map(v, weight.to(u.dtype))).sum()
+
+    @torch.no_grad()
+    def settle(self, weight: Tensor) -> None:
+        """Iterate the vectors for the parameter ``weight`` until the norm has settled."""
+        u, v = self._iterate(weight, _SETTLED_ITERATIONS, _SETTLED_TOLERANCE)
+        self._u.copy_(u)
+        self._v.copy_(v)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Return the parameter for an assigned weight: the weight itself."""

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from flowops import ops
+from flowops.ops._dispatch import accumulation_dtype
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -91,6 +92,17 @@ class SpectralNorm(nn.Module):
             norm = torch.linalg.vector_norm(weight)
             return weight / (norm / self.coefficient).clamp(min=1)
         return _normalize([self], [weight])[0]
+
+    @torch.no_grad()
+    def settle(self, weight: Tensor) -> None:
+        """Set the vectors to the singular ones of the parameter ``weight``."""
+        if weight.dim() > 1:
+            matrix = weight.movedim(self.dim, 0).flatten(1)
+            u, _, v = torch.linalg.svd(
+                matrix.to(accumulation_dtype(matrix.dtype)), full_matrices=False
+            )
+            self._u.copy_(u[:, 0])
+            self._v.copy_(v[0])
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Return the parameter for an assigned weight: the weight itself."""

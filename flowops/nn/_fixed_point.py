@@ -1,0 +1,55 @@
+"""Fixed points of contractions, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Maps the current points of all samples, and the indices of those that have not settled, to the
+#: next points of the latter.
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def fixed_point(
+    name: str,
+    step: Step,
+    start: Tensor,
+    scale: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> Tensor:
+    """Iterate ``step`` until each sample has moved by ``tolerance`` times its size, or less.
+
+    Sizes are largest absolute values, of the point or ``scale``, ``(B,)``, whichever is more. A
+    sample that has settled is not touched again, so that it does not depend on its batch.
+
+    Raises:
+        RuntimeError: If a sample has not settled after ``max_iterations``.
+    """
+    x = start.clone()
+    rows = torch.arange(len(x), device=x.device)
+    moved = torch.zeros_like(scale)
+    for _ in range(max_iterations):
+        if not len(rows):
+            return x
+        new = step(x, rows)
+        moved = sizes(new - x[rows])
+        x[rows] = new
+        # Not ">", which a NaN would pass.
+        rows = rows[~(moved <= tolerance * torch.maximum(scale[rows], sizes(new)))]
+    if not len(rows):
+        return x
+    raise RuntimeError(
+        f"{name}: {len(rows)} of {len(x)} samples did not settle in {max_iterations} iterations, "
+        f"the last of which moved one by {moved.max().item():.1e}; the Lipschitz constant of the "
+        "network must be below 1"
+    )
+
+
+def sizes(x: Tensor) -> Tensor:
+    """Return the largest absolute value of each sample, ``(B,)``."""
+    return torch.linalg.vector_norm(x.flatten(1), torch.inf, 1)
