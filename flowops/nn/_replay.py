@@ -17,6 +17,7 @@ class Replay:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         modules = list(module.modules())
         self._slots = [slot for each in modules for slot in _slots(each)]
         self._buffers = [b for each in modules for b in each._buffers.values() if b is not None]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from flowops.nn._fixed_point import Step, fixed_point, sizes
 from flowops.nn._replay import Replay
-from flowops.nn.base import Bijector, gradients, zeros_logdet
+from flowops.nn._residual_map import invert, neumann, steady
+from flowops.nn.base import Bijector, zeros_logdet
 from flowops.nn.lipschitz import settle_spectral_norms
 from flowops.nn.residual_logdet import (
     Exact,
@@ -22,7 +20,6 @@ from flowops.nn.residual_logdet import (
     Roulette,
     differentiable_series,
     exact_logdet,
-    neumann_surrogate,
     random_signs,
     series,
     terms_for,
@@ -31,7 +28,6 @@ from flowops.ops._dispatch import accumulation_dtype
 
 # How much, in nats a dimension, the series of evaluation mode may leave out.
 _EVAL_BOUND = 1e-4
-_TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 class InvertibleResidual(Bijector):
@@ -154,126 +150,36 @@ class InvertibleResidual(Bijector):
         )
 
     def _forward(self, x: Tensor, logdet: Tensor | None) -> tuple[Tensor, Tensor]:
-        with self._steady(x) as replay:
+        with steady(self.network, x.device) as replay:
             x = _widened(x)
             g, own = self._evaluate(x, replay)
             return x + g, own if logdet is None else logdet + own
 
     def _inverse(self, z: Tensor, logdet: Tensor | None) -> tuple[Tensor, Tensor]:
-        with self._steady(z) as replay:
-            x = self._solve(_widened(z))
+        with steady(self.network, z.device) as replay:
+            x = invert(
+                "InvertibleResidual",
+                self.network,
+                _widened(z),
+                tolerance=self.tolerance,
+                max_iterations=self.max_iterations,
+            )
             _, own = self._evaluate(x, replay)
             return x, -own if logdet is None else logdet - own
-
-    @contextmanager
-    def _steady(self, x: Tensor) -> Generator[Replay]:
-        """Evaluate the network any number of times with the weights of one, at full precision."""
-        replay, graph = Replay(self.network), torch.is_grad_enabled()
-        with (
-            torch.inference_mode(mode=False),  # which refuses the derivatives that values need
-            torch.set_grad_enabled(graph),
-            torch.autocast(x.device.type, enabled=False),
-            replay.recording(),
-            parametrize.cached(),
-        ):
-            yield replay
 
     def _evaluate(self, x: Tensor, replay: Replay) -> tuple[Tensor, Tensor]:
         """Return g and the log-determinant, with a graph where one is asked for."""
         estimator = self.logdet if self.training else self.eval_logdet
         learns = x.requires_grad or any(t.requires_grad for t in replay.tensors)
         if not torch.is_grad_enabled() or not learns:
-            return _without_graph(self.network, x, estimator)[:2]
+            return _without_graph(estimator, self.network, x)[:2]
         if self.gradient == "series" or isinstance(estimator, Exact):
             return _with_graph(self.network, x, estimator)
-        call = _Call(self.network, replay, estimator)
-        return _Neumann.apply(call, x, *replay.tensors)  # type: ignore[return-value]
-
-    def _solve(self, z: Tensor) -> Tensor:
-        """Return the fixed point, with the graph of one step and what makes that of the whole."""
-        first = z - self.network(z)  # with a graph, which the weights of all steps then have
-        x = self._iterate(
-            lambda x, rows: z[rows] - self.network(x[rows]), first, sizes(z).clamp(min=1)
-        )
-        if not first.requires_grad:
-            return x
-        point = x.requires_grad_()
-        g = self.network(point)
-
-        def solve(grad: Tensor | None) -> Tensor | None:
-            if grad is None:
-                return None
-            if torch.is_grad_enabled():
-                raise RuntimeError(
-                    "InvertibleResidual: gradients of the inverse must be taken without "
-                    "create_graph, for its backward pass has no graph"
-                )
-            return self._iterate(lambda u, rows: grad[rows] - products(u)[rows], grad, sizes(grad))
-
-        def products(u: Tensor) -> Tensor:
-            return torch.autograd.grad(g, point, u, retain_graph=True)[0]
-
-        x = z - g
-        x.register_hook(solve)
-        return x
-
-    def _iterate(self, step: Step, start: Tensor, scale: Tensor) -> Tensor:
-        tolerance = _TOLERANCES[start.dtype] if self.tolerance is None else self.tolerance
-        return fixed_point(
-            "InvertibleResidual",
-            step,
-            start,
-            scale,
-            tolerance=tolerance,
-            max_iterations=self.max_iterations,
-        )
-
-
-@dataclass(frozen=True)
-class _Call:
-    network: nn.Module
-    replay: Replay
-    estimator: PowerSeries | Roulette
-
-
-class _Neumann(torch.autograd.Function):
-    """Network and estimate as one node of the graph, which keeps nothing that grows with terms."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        g, value, probes, vectors = _without_graph(call.network, x, call.estimator)
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, probes, vectors, *tensors)
-        return g, value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "InvertibleResidual: gradients must be taken without create_graph, for this "
-                "backward pass has no graph; gradient='series' has one"
-            )
-        x, probes, vectors, *tensors = ctx.saved_tensors
-        x = x.detach().requires_grad_()
-        wanted = ctx.needs_input_grad[2:]
-        leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
-        with (
-            ctx.call.replay.as_recorded(leaves),
-            torch.autocast(x.device.type, enabled=False),
-            torch.enable_grad(),
-        ):
-            g = ctx.call.network(x)
-            value = zeros_logdet(x)
-            if grads[1] is not None:
-                for probe, vector in zip(probes, vectors, strict=True):
-                    value = value + neumann_surrogate(g, x, probe, vector) / len(probes)
-        found = iter(gradients((g, value), [x, *(t for t in leaves if t.requires_grad)], grads))
-        return None, next(found), *(next(found) if w else None for w in wanted)
+        return neumann("InvertibleResidual", replay, x, partial(_without_graph, estimator))
 
 
 def _without_graph(
-    network: nn.Module, x: Tensor, estimator: LogdetEstimator
+    estimator: LogdetEstimator, network: nn.Module, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return g, the log-determinant, the random vectors, and those of the Neumann gradient."""
     with torch.enable_grad():

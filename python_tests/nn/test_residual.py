@@ -327,7 +327,7 @@ def test_images_in_training() -> None:
 def test_second_derivatives_are_the_series_or_an_error() -> None:
     x = _x(2).requires_grad_()
     layer = _layer(eval_logdet=PowerSeries(3)).eval()
-    with pytest.raises(RuntimeError, match=r"create_graph.*gradient='series' has one"):
+    with pytest.raises(RuntimeError, match="InvertibleResidual: gradients must be taken without"):
         torch.autograd.grad(layer(x)[1].sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="of the inverse must be taken without create_graph"):
         torch.autograd.grad(layer.inverse(x)[0].sum(), x, create_graph=True)
