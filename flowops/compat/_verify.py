@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,12 +107,16 @@ def _unchanged(model: nn.Module) -> Generator[None]:
     buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     held = [*model.parameters(), *(buffer for _, _, buffer in buffers)]
     copies = [tensor.detach().clone() for tensor in held]
+    drawn = np.random.get_state()  # noqa: NPY002  (normflows' residual blocks draw from it)
     with torch.random.fork_rng({t.device for t in held if t.device.type == "cuda"}):
         try:
             yield
         finally:
+            np.random.set_state(drawn)  # noqa: NPY002
             with torch.no_grad():
                 for tensor, copy in zip(held, copies, strict=True):
+                    if tensor.shape != copy.shape:  # a buffer that the first batch gave its size
+                        tensor.resize_(copy.shape)
                     tensor.copy_(copy)
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer

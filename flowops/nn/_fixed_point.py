@@ -39,8 +39,9 @@ def fixed_point(
         new = step(x, rows)
         moved = sizes(new - x[rows])
         x[rows] = new
-        # Not ">", which a NaN would pass.
-        rows = rows[~(moved <= tolerance * torch.maximum(scale[rows], sizes(new)))]
+        # Infinity is no larger than its own share, and a NaN not larger than anything.
+        settled = (moved <= tolerance * torch.maximum(scale[rows], sizes(new))) & moved.isfinite()
+        rows = rows[~settled]
     if not len(rows):
         return x
     raise RuntimeError(

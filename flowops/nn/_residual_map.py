@@ -94,6 +94,16 @@ def neumann(name: str, replay: Replay, x: Tensor, estimate: Estimate) -> tuple[T
     return _Neumann.apply(_Call(name, replay, estimate), x, *replay.tensors)  # type: ignore[return-value]
 
 
+def differentiable(x: Tensor) -> Tensor:
+    """Return ``x`` as something that products with J can be taken for.
+
+    They must not run the hooks of x itself, such as that of :func:`invert`.
+    """
+    if x.requires_grad:
+        return x.view_as(x)
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+
+
 @dataclass(frozen=True)
 class _Call:
     name: str

@@ -45,7 +45,12 @@ class LipSwish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map each element."""
-        return x * torch.sigmoid(softplus(self.beta) * x) / _SWISH_SLOPE
+        return lip_swish(x, self.beta)
+
+
+def lip_swish(x: Tensor, beta: Tensor) -> Tensor:
+    """Return what :class:`LipSwish` does, for any beta that fits."""
+    return x * torch.sigmoid(softplus(beta) * x) / _SWISH_SLOPE
 
 
 Activation = Callable[[], nn.Module]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowops.nn._replay import Replay
-from flowops.nn._residual_map import invert, neumann, steady
+from flowops.nn._residual_map import differentiable, invert, neumann, steady
 from flowops.nn.base import Bijector, zeros_logdet
 from flowops.nn.lipschitz import settle_spectral_norms
 from flowops.nn.residual_logdet import (
@@ -183,7 +183,7 @@ def _without_graph(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return g, the log-determinant, the random vectors, and those of the Neumann gradient."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
+        x = differentiable(x.detach())
         g = network(x)
     if isinstance(estimator, Exact):
         none = x.new_empty(0)
@@ -199,8 +199,7 @@ def _without_graph(
 
 
 def _with_graph(network: nn.Module, x: Tensor, estimator: LogdetEstimator) -> tuple[Tensor, Tensor]:
-    # Products with J must not run the hooks of x, such as the inverse's.
-    x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    x = differentiable(x)
     g = network(x)
     if isinstance(estimator, Exact):
         return g, exact_logdet(g, x, create_graph=True)
@@ -230,5 +229,4 @@ def _checked(estimator: LogdetEstimator, lipschitz: float) -> LogdetEstimator:
 
 
 def _widened(x: Tensor) -> Tensor:
-    x = x.clone() if x.is_inference() else x
     return x.to(accumulation_dtype(x.dtype))

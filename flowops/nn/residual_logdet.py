@@ -164,17 +164,21 @@ def terms_for(lipschitz: float, bound: float) -> int:
     return terms
 
 
-def exact_logdet(g: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
-    """Return ln det of the identity plus d g / d x, per sample, ``(B,)``."""
-    identity = torch.eye(g.flatten(1).size(1)).to(g)
+def jacobian(g: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    """Return d g / d x per sample, ``(B, d, d)``."""
     rows = [
         torch.autograd.grad(
             g, x, row.view(g.shape[1:]).expand_as(g), create_graph=create_graph, retain_graph=True
         )[0]
-        for row in identity
+        for row in torch.eye(g.flatten(1).size(1)).to(g)
     ]
-    jacobian = torch.stack([row.flatten(1) for row in rows], 1)
-    return torch.linalg.slogdet(jacobian + identity).logabsdet
+    return torch.stack([row.flatten(1) for row in rows], 1)
+
+
+def exact_logdet(g: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    """Return ln det of the identity plus d g / d x, per sample, ``(B,)``."""
+    matrix = jacobian(g, x, create_graph)
+    return torch.linalg.slogdet(matrix + torch.eye(matrix.size(1)).to(matrix)).logabsdet
 
 
 def random_signs(x: Tensor) -> Tensor:
@@ -187,7 +191,7 @@ def differentiable_series(g: Tensor, x: Tensor, probe: Tensor, weights: Tensor) 
     product, total = probe, x.new_zeros(len(x))
     for k, weight in enumerate(weights.unbind(1), start=1):
         (product,) = torch.autograd.grad(g, x, product, create_graph=True)
-        total = total + _sign(k) / k * weight * _dot(product, probe)
+        total = total + _sign(k) / k * weight * dot(product, probe)
     return total
 
 
@@ -207,20 +211,20 @@ def series(
         weights: c, ``(B, terms)``; a sample's zeros come last.
     """
     total, vectors = x.new_zeros(len(x)), torch.zeros_like(x)
-    for k, (rows, product, last) in enumerate(_products(network, g, x, probe, weights), start=1):
+    for k, (rows, product, last) in enumerate(products(network, g, x, probe, weights), start=1):
         weight = _sign(k) * weights[rows, k - 1]
         vectors[rows] += weight.view(-1, *[1] * (x.dim() - 1)) * last
-        total[rows] += weight / k * _dot(product, probe[rows])
+        total[rows] += weight / k * dot(product, probe[rows])
     return total, vectors
 
 
 def neumann_surrogate(g: Tensor, x: Tensor, probe: Tensor, vectors: Tensor) -> Tensor:
     """Return :math:`w^T J v` per sample, ``(B,)``: for its gradient, not for its value."""
     (product,) = torch.autograd.grad(g, x, vectors, create_graph=True)
-    return _dot(product, probe)
+    return dot(product, probe)
 
 
-def _products(
+def products(
     network: Network, g: Tensor, x: Tensor, probe: Tensor, weights: Tensor
 ) -> Generator[tuple[Tensor, Tensor, Tensor]]:
     """Yield, for each k, which samples have a term, their ``v^T J^k``, and that of k - 1."""
@@ -238,7 +242,8 @@ def _products(
         yield rows, product, last
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each sample, ``(B,)``."""
     return (a * b).flatten(1).sum(1)
 
 

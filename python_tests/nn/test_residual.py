@@ -243,11 +243,12 @@ def test_a_sample_is_inverted_as_if_alone() -> None:
     torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-12)
 
 
-@pytest.mark.parametrize("value", [3.0, float("nan")])
-def test_what_does_not_converge_is_an_error(value: float) -> None:
+@pytest.mark.parametrize("steps", [50, 1000])
+@pytest.mark.parametrize("value", [3.0, -0.999, float("nan")])
+def test_what_does_not_converge_is_an_error(value: float, steps: int) -> None:
     network = nn.Linear(2, 2, dtype=torch.float64)
     network.weight.data = value * torch.eye(2, dtype=torch.float64)
-    layer = InvertibleResidual(network, lipschitz=0.9, logdet=Exact(), max_iterations=50)
+    layer = InvertibleResidual(network, lipschitz=0.9, logdet=Exact(), max_iterations=steps)
     with pytest.raises(RuntimeError, match="InvertibleResidual: 3 of 3 samples did not settle in"):
         layer.inverse(_x(3, 2))
 

@@ -20,8 +20,17 @@ from flowops.compat.normflows.autoregressive import (
     MaskedPiecewiseRationalQuadraticAutoregressive,
 )
 from flowops.compat.normflows.glow import GlowBlock
+from flowops.compat.normflows.lipschitz import (
+    InducedNormConv2d,
+    InducedNormLinear,
+    LipschitzCNN,
+    LipschitzMLP,
+    Swish,
+    update_lipschitz,
+)
 from flowops.compat.normflows.mixing import Invertible1x1Conv, InvertibleAffine, LULinearPermute
 from flowops.compat.normflows.reshape import Merge, Split, Squeeze
+from flowops.compat.normflows.residual import Residual, iResBlock
 from flowops.compat.normflows.splines import (
     PiecewiseRationalQuadraticCDF,
     PiecewiseRationalQuadraticCoupling,
@@ -43,14 +52,22 @@ __all__ = [
     "CircularCoupledRationalQuadraticSpline",
     "CoupledRationalQuadraticSpline",
     "GlowBlock",
+    "InducedNormConv2d",
+    "InducedNormLinear",
     "Invertible1x1Conv",
     "InvertibleAffine",
     "LULinearPermute",
+    "LipschitzCNN",
+    "LipschitzMLP",
     "MaskedAffineAutoregressive",
     "MaskedAffineFlow",
     "Merge",
+    "Residual",
     "Split",
     "Squeeze",
+    "Swish",
+    "iResBlock",
+    "update_lipschitz",
 ]
 
 _AFFINE, _SPLINE = "normflows.flows.affine", "normflows.flows.neural_spline"
@@ -84,6 +101,12 @@ TWINS: dict[str, type[Twin]] = {
     "normflows.flows.reshape.Merge": Merge,
     "normflows.flows.reshape.Split": Split,
     "normflows.flows.reshape.Squeeze": Squeeze,
+    "normflows.flows.residual.Residual": Residual,
+    "normflows.flows.residual.iResBlock": iResBlock,
+    **{
+        f"normflows.nets.lipschitz.{twin.__name__}": twin
+        for twin in (InducedNormConv2d, InducedNormLinear, LipschitzCNN, LipschitzMLP, Swish)
+    },
 }
 
 __getattr__ = own_names_of(
