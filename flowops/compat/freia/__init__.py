@@ -17,6 +17,7 @@ from flowops.compat.freia.coupling import (
     RNVPCouplingBlock,
 )
 from flowops.compat.freia.normalization import ActNorm, Fixed1x1Conv
+from flowops.compat.freia.residual import IResNetLayer
 from flowops.compat.freia.spline import rational_quadratic_spline
 from flowops.compat.freia.spline_blocks import (
     BinnedSplineBase,
@@ -33,6 +34,7 @@ __all__ = [
     "Fixed1x1Conv",
     "GINCouplingBlock",
     "GLOWCouplingBlock",
+    "IResNetLayer",
     "InvertibleModule",
     "NICECouplingBlock",
     "RNVPCouplingBlock",
@@ -45,6 +47,7 @@ TWINS: dict[str, type[Twin]] = {
     "FrEIA.modules.all_in_one_block.AllInOneBlock": AllInOneBlock,
     "FrEIA.modules.fixed_transforms.Fixed1x1Conv": Fixed1x1Conv,
     "FrEIA.modules.invertible_resnet.ActNorm": ActNorm,
+    "FrEIA.modules.invertible_resnet.IResNetLayer": IResNetLayer,
     "FrEIA.modules.splines.binned.BinnedSplineBase": BinnedSplineBase,
     "FrEIA.modules.splines.rational_quadratic.ElementwiseRationalQuadraticSpline": (
         ElementwiseRationalQuadraticSpline
