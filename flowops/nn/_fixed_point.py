@@ -9,7 +9,7 @@ from torch import Tensor
 
 #: Maps the current points of all samples, and the indices of those that have not settled, to the
 #: next points of the latter.
-Step = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[Tensor, Tensor | slice], Tensor]
 
 
 @torch.no_grad()
@@ -31,21 +31,23 @@ def fixed_point(
         RuntimeError: If a sample has not settled after ``max_iterations``.
     """
     x = start.clone()
-    rows = torch.arange(len(x), device=x.device)
-    moved = torch.zeros_like(scale)
+    if not len(x):
+        return x
+    left, moved = torch.arange(len(x), device=x.device), scale
+    rows: Tensor | slice = slice(None)  # while all are left, which needs no copies
     for _ in range(max_iterations):
-        if not len(rows):
-            return x
         new = step(x, rows)
         moved = sizes(new - x[rows])
-        x[rows] = new
         # Infinity is no larger than its own share, and a NaN not larger than anything.
         settled = (moved <= tolerance * torch.maximum(scale[rows], sizes(new))) & moved.isfinite()
-        rows = rows[~settled]
-    if not len(rows):
-        return x
+        x[rows] = new
+        before, left = len(left), left[~settled]
+        if not len(left):
+            return x
+        if len(left) < before:
+            rows = left
     raise RuntimeError(
-        f"{name}: {len(rows)} of {len(x)} samples did not settle in {max_iterations} iterations, "
+        f"{name}: {len(left)} of {len(x)} samples did not settle in {max_iterations} iterations, "
         f"the last of which moved one by {moved.max().item():.1e}; the Lipschitz constant of the "
         "network must be below 1"
     )

@@ -80,6 +80,7 @@ class InvertibleResidual(Bijector):
     generative modeling", 2019, arXiv:1906.02735.
 
     Example:
+        >>> from flowops.nn import LipschitzMLP
         >>> layer = InvertibleResidual(LipschitzMLP(2, 2), logdet=Exact())
         >>> z, logdet = layer(torch.randn(3, 2))
     """
