@@ -135,7 +135,9 @@ class InvertibleResidual(Bijector):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """See :class:`Bijector`; nothing here depends on data."""
-        return x + self.network(x)
+        with steady(self.network, x.device):
+            x = _widened(x)
+            return x + self.network(x)
 
     def train(self, mode: bool = True) -> InvertibleResidual:
         """Set the mode; evaluation begins with :func:`settle_spectral_norms` of the network."""

@@ -279,6 +279,7 @@ def test_autocast_and_narrow_inputs_keep_all_digits() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         z_narrow, logdet_narrow = layer(x)
         back = layer.inverse(z_narrow)[0]
+        assert torch.equal(layer.initialize(x), z)
         estimate = InvertibleResidual(layer.network)(x)[1]
     estimate.sum().backward()
     assert z_narrow.dtype == logdet_narrow.dtype == estimate.dtype == torch.float32
