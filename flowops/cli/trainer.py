@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from flowops.cli.checkpoint import Checkpoint, load_weights, restore_rng_states, rng_states
 from flowops.cli.console import Progress
@@ -23,6 +22,7 @@ from flowops.cli.settings import RunConfig
 from flowops.data import ImageData
 from flowops.distributions import Flow
 from flowops.models import ImageModel, Loss, build
+from flowops.utils import EMA
 
 _INITIALISATION_IMAGES = 512
 
@@ -78,9 +78,9 @@ class Trainer:
         self.order = BatchOrder(len(data.train), self.settings.batch_size, self.settings.seed)
         self.model = model
         self.objective = objective_of(model, data.levels)
-        self.average: AveragedModel | None = None
+        self.average: EMA | None = None
         if self.settings.ema > 0:
-            self.average = AveragedModel(model, multi_avg_fn=self._average)
+            self.average = EMA(model, self.settings.ema, warm_up=True)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=self.settings.lr,
@@ -193,12 +193,6 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss_value, norm_value, dict(zip(parts, part_values, strict=True))
-
-    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
-        # A young average forgets faster, so that a short run is not judged by its first weights.
-        decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
-        for mean, value in zip(averaged, current, strict=True):
-            mean.lerp_(value, 1 - decay)
 
     def _batch(self) -> tuple[Tensor, Tensor | None]:
         chosen = self.order.batch(self.step).numpy()

@@ -17,7 +17,8 @@ class LinearAttention(nn.Module):
     See :func:`flowops.ops.linear_attention`. Parameters, their names and initial distributions are
     those of ``nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)``, whose state dict
     loads, and :meth:`forward` takes what its forward takes: the layer can stand in its place, in
-    ``nn.TransformerEncoderLayer`` too. The weights of the attention are never formed.
+    ``nn.TransformerEncoderLayer`` too. The weights of the attention are never formed, except by
+    :meth:`attention_matrix`, for those who want to look at them.
 
     Args:
         embed_dim: size of the inputs and of the output.
@@ -120,10 +121,44 @@ class LinearAttention(nn.Module):
             raise ValueError("LinearAttention: need_weights must be False, got True")
         if attn_mask is not None and not is_causal:
             raise ValueError("LinearAttention: attn_mask must be None or causal, got a mask")
+        q, k, v = self._project(query, key, value)
+        out = self._attend(q, k, v, key_padding_mask, is_causal)
+        return self.out_proj(out.flatten(2)), None
+
+    def attention_matrix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Return the weights of :meth:`forward`, which itself never forms them, to look at them.
+
+        They are what the op makes of an identity matrix in the place of the values: the heads'
+        outputs are these matrices times the projected values. Rows sum to one, up to ``eps``, where
+        the layer normalises. Cost: quadratic in the length, in time and memory.
+
+        Args:
+            query: (B, Tq, embed_dim).
+            key: (B, Tk, embed_dim).
+            key_padding_mask: see :meth:`forward`.
+            is_causal: see :meth:`forward`.
+
+        Returns:
+            (B, num_heads, Tq, Tk).
+        """
+        q, k, _ = self._project(query, key, key)
+        length = k.size(1)
+        identity = torch.eye(length, device=k.device, dtype=k.dtype)[None, :, None]
+        values = identity.expand(k.size(0), length, self.num_heads, length)
+        return self._attend(q, k, values, key_padding_mask, is_causal).transpose(1, 2)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
         if key_padding_mask is not None and key_padding_mask.is_floating_point():
             key_padding_mask = torch.isneginf(key_padding_mask)
-        q, k, v = self._project(query, key, value)
-        out = ops.linear_attention(
+        return ops.linear_attention(
             q,
             k,
             v,
@@ -133,7 +168,6 @@ class LinearAttention(nn.Module):
             eps=self.eps,
             key_padding_mask=key_padding_mask,
         )
-        return self.out_proj(out.flatten(2)), None
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Attend from the next positions to themselves and all before them.

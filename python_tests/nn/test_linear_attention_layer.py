@@ -51,6 +51,44 @@ def test_is_what_it_says(causal: bool) -> None:
     torch.testing.assert_close(got, by_hand(layer, x, memory))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("feature_map", ["elu", "relu", "exp", "cosine", "softmax"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_attention_matrix_times_values_is_the_output(
+    causal: bool, feature_map: str, normalize: bool
+) -> None:
+    if causal and feature_map == "softmax":
+        pytest.skip("softmax over time is not causal")
+    layer, x = make(causal=causal, feature_map=feature_map, normalize=normalize)
+    memory = x if causal else torch.randn(2, 7, 12, dtype=torch.float64)
+    weights = layer.attention_matrix(x, memory)
+    assert weights.shape == (2, 3, 40, memory.size(1))
+    if causal:
+        assert not weights.triu(1).any()
+    if normalize and feature_map != "relu":  # whose features may all be zero
+        torch.testing.assert_close(weights.sum(3), torch.ones(2, 3, 40).double(), atol=1e-5, rtol=0)
+    values = memory @ layer.in_proj_weight[24:].T + layer.in_proj_bias[24:]
+    heads = torch.einsum("bhij,bjhe->bihe", weights, values.view(2, -1, 3, 4))
+    torch.testing.assert_close(layer.out_proj(heads.flatten(2)), layer(x, memory, memory)[0])
+
+
+def test_attention_matrix_is_its_formula() -> None:
+    layer, x = make()
+    left_out = torch.rand(2, 40) < 0.3
+    weights = layer.in_proj_weight.view(3, 3, 4, 12), layer.in_proj_bias.view(3, 3, 4)
+    q, k = (
+        torch.einsum("btm,hem->bhte", x, weights[0][i]) + weights[1][i, :, None] for i in (0, 1)
+    )
+    scores = (nn.functional.elu(q) + 1) @ (nn.functional.elu(k) + 1).transpose(2, 3)
+    scores = scores * ~left_out[:, None, None]
+    for is_causal in (False, True):
+        allowed = scores.tril() if is_causal else scores
+        torch.testing.assert_close(
+            layer.attention_matrix(x, x, left_out, is_causal),
+            allowed / (allowed.sum(3, keepdim=True) + 1e-6),
+        )
+
+
 def test_is_causal_for_one_call() -> None:
     layer, x = make()
     got, _ = layer(x, x, x, is_causal=True, attn_mask=torch.ones(40, 40).triu(1).bool())
