@@ -5,6 +5,17 @@ from typing import Any, NamedTuple
 
 from flowops.distributions import Flow
 
+from .autoencoder import (
+    AE,
+    AEConfig,
+    AutoEncoder,
+    DenoisingAE,
+    DenoisingAEConfig,
+    LinearAE,
+    LinearAEConfig,
+    SparseAE,
+    SparseAEConfig,
+)
 from .base import ImageModel, LatentVariableModel, Loss
 from .cluster_vae import ClusterVAE, ClusterVAEConfig
 from .fvae import FVAE, FVAEConfig
@@ -14,10 +25,12 @@ from .nice import NICE, NICEConfig
 from .nsf import NSF, NSFConfig
 from .nvae import NVAE, NVAEConfig
 from .realnvp import RealNVP, RealNVPConfig
+from .stacked import StackedAE, StackedAEConfig
 from .vae import CVAE, VAE, CVAEConfig, VAEConfig
 from .vib import VIB, VIBConfig
 
 __all__ = [
+    "AE",
     "CVAE",
     "FLOWS",
     "FVAE",
@@ -27,16 +40,26 @@ __all__ = [
     "NVAE",
     "VAE",
     "VIB",
+    "AEConfig",
+    "AutoEncoder",
+    "CVAEConfig",
     "CVAEConfig",
     "ClusterVAE",
     "ClusterVAEConfig",
+    "DenoisingAE",
+    "DenoisingAEConfig",
     "FVAEConfig",
     "Glow",
+    "Glow",
     "GlowConfig",
+    "GlowConfig",
+    "ImageModel",
     "ImageModel",
     "InfoMax",
     "InfoMaxConfig",
     "LatentVariableModel",
+    "LinearAE",
+    "LinearAEConfig",
     "Loss",
     "ModelEntry",
     "NICEConfig",
@@ -44,6 +67,10 @@ __all__ = [
     "NVAEConfig",
     "RealNVP",
     "RealNVPConfig",
+    "SparseAE",
+    "SparseAEConfig",
+    "StackedAE",
+    "StackedAEConfig",
     "VAEConfig",
     "VIBConfig",
     "build",
@@ -74,6 +101,11 @@ MODELS: dict[str, ModelEntry] = FLOWS | {
     "infomax": ModelEntry(InfoMaxConfig, InfoMax),
     "fvae": ModelEntry(FVAEConfig, FVAE),
     "nvae": ModelEntry(NVAEConfig, NVAE),
+    "linear_ae": ModelEntry(LinearAEConfig, LinearAE),
+    "ae": ModelEntry(AEConfig, AE),
+    "sparse_ae": ModelEntry(SparseAEConfig, SparseAE),
+    "stacked_ae": ModelEntry(StackedAEConfig, StackedAE),
+    "denoising_ae": ModelEntry(DenoisingAEConfig, DenoisingAE),
 }
 
 
