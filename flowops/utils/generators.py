@@ -105,8 +105,10 @@ def serve(
     exceptions. Items are made when they are asked for (workers of a loader ask ahead) and are
     pickled on their way.
 
-    The process ends with the ``with``, also in the middle of an item; consumers that are left get
-    an ``EOFError`` or an ``OSError``, as they do when it dies.
+    At its end it is exhausted for good: another epoch is another ``serve``. The process starts by
+    ``spawn``, which imports the main module anew: a script keeps this call under
+    ``if __name__ == "__main__":``. It ends with the ``with``, also in the middle of an item;
+    consumers that are left get an ``EOFError`` or an ``OSError``, as they do when it dies.
 
     Args:
         make: returns the generator. Like ``arguments`` it is pickled: a function at the top of a
