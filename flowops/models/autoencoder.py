@@ -54,7 +54,7 @@ class AutoEncoder(ImageModel):
     def loss(self, x: Tensor, labels: Tensor | None = None, *, step: int = 0) -> Loss:
         """Return the error of reconstruction and the penalty, a mean over the images."""
         self.check_images(x)
-        raw_code = self.encoder(self.corrupt(x))
+        raw_code = self.encoder(self.corrupt(x) if self.training else self.mean_corruption(x))
         if self.training:
             self.moments.update(raw_code)
         error, mse = reconstruction_error(self.decoder(self.activate(raw_code)), x, self.output)
@@ -64,9 +64,9 @@ class AutoEncoder(ImageModel):
         return Loss(error + penalty, {"mse": mse, "penalty": penalty.detach()})
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the code of each image as it is, uncorrupted, ``(B, features)``."""
+        """Return the code of each image, uncorrupted, ``(B, features)``."""
         self.check_images(x)
-        return self.activate(self.encoder(x))
+        return self.activate(self.encoder(self.mean_corruption(x)))
 
     def decode(self, code: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the image of each code, ``(B, *event_shape)``."""
@@ -84,6 +84,10 @@ class AutoEncoder(ImageModel):
 
     def corrupt(self, x: Tensor) -> Tensor:
         """Return what the encoder sees of the images in training."""
+        return x
+
+    def mean_corruption(self, x: Tensor) -> Tensor:
+        """Return what it sees of them otherwise, the mean of :meth:`corrupt`."""
         return x
 
     def activate(self, raw_code: Tensor) -> Tensor:
@@ -214,9 +218,11 @@ class DenoisingAE(AE):
 
     .. math:: \frac1B \sum_x \|x - D(E(\tilde x))\|^2
 
-    In training :math:`\tilde x` is x with pixels set to zero at random, the others being left as
-    they are (no 1/(1 - q), as dropout has), or x with Gaussian noise. Evaluation, and the loss in
-    evaluation mode, reconstruct the image itself. Two optima are known, with S = E[x x^T]:
+    In training :math:`\tilde x` is x with pixels set to zero at random, with probability q, the
+    others being left as they are (no 1/(1 - q), as dropout has), or x with Gaussian noise.
+    Evaluation, and the loss in evaluation mode, reconstruct without noise, from the mean of
+    :math:`\tilde x`: x, or masked (1 - q) x, for an encoder that never saw a whole image takes one
+    for a brighter image. Two optima are known, with S = E[x x^T]:
 
     - linear without bottleneck or bias, pixels masked with probability q: W = P Q^-1 with
       P = (1 - q) S and Q = (1 - q)^2 S off the diagonal, (1 - q) S on it;
@@ -238,12 +244,14 @@ class DenoisingAE(AE):
         super().__init__(config)
 
     def corrupt(self, x: Tensor) -> Tensor:
-        """Return noisy images in training, the images themselves in evaluation."""
-        if not self.training:
-            return x
+        """Return noisy images."""
         if self.config.corruption == "gaussian":
             return x + self.config.sigma * torch.randn_like(x)
         return x * (torch.rand_like(x, dtype=torch.float32) >= self.config.mask)
+
+    def mean_corruption(self, x: Tensor) -> Tensor:
+        """Return the mean of the noisy images."""
+        return x if self.config.corruption == "gaussian" else (1 - self.config.mask) * x
 
 
 @dataclass(frozen=True)

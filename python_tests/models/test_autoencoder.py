@@ -205,7 +205,19 @@ def test_target_is_never_masked() -> None:
     constant = model.reconstruct(torch.zeros_like(x))
     loss = model.loss(x)
     torch.testing.assert_close(loss.total, (constant - x).square().sum() / 9)
-    assert model.eval().loss(x).total != loss.total
+
+
+@pytest.mark.parametrize("corruption", ["mask", "gaussian"])
+def test_evaluation_sees_the_mean_of_the_noise(corruption: str) -> None:
+    model, x = small("denoising_ae", corruption=corruption), digits()[:9]
+    seen = 0.7 * x if corruption == "mask" else x
+    draws = torch.stack([model.corrupt(x) for _ in range(1000)])
+    error = (draws.mean(0) - seen).abs() / (draws.std(0) / math.sqrt(1000)).clamp(min=1e-12)
+    assert error.max() < 5
+    assert torch.equal(model.encode(x), model.encoder(seen))
+    error = (model.decode(model.encoder(seen)) - x).square().sum() / 9
+    assert model.loss(x).total != model.loss(x).total
+    torch.testing.assert_close(model.eval().loss(x).total, error)
 
 
 # Sparse.

@@ -158,7 +158,6 @@ def test_masked_pixels_are_zero_and_others_untouched(level: float) -> None:
     assert torch.equal(noisy[kept], x[kept])
     count = x.numel()
     assert abs(kept.double().mean() - (1 - level)) <= 4 * math.sqrt(level * (1 - level) / count)
-    assert torch.equal(model.eval().corrupt(x), x)
 
 
 @pytest.mark.slow
