@@ -77,6 +77,27 @@ def binary_baselines(data: ImageData) -> dict[str, float]:
     }
 
 
+def principal_errors(data: ImageData, components: int) -> dict[str, float]:
+    """Return the held-out squared error of a pixel in [0, 1] of linear reconstructions.
+
+    Returns:
+        Errors by name: of the mean training image, and of the mean and so many principal components
+        of the training images; the latter only where there are fewer than pixels.
+    """
+    scale = data.levels - 1
+    train = torch.from_numpy(data.train).flatten(1)
+    mean = torch.stack([part.double().sum(0) for part in train.split(_CHUNK)]).sum(0) / len(train)
+    parts = (part.double() - mean for part in train.split(_CHUNK))
+    covariance = torch.stack([part.T @ part for part in parts]).sum(0)
+    test = (torch.from_numpy(data.test).flatten(1).double() - mean) / scale
+    errors = {"the mean image": test.square().mean().item()}
+    if components < len(mean):
+        axes = torch.linalg.eigh(covariance).eigenvectors[:, -components:]
+        rest = test - test @ axes @ axes.T
+        errors[f"{components} principal components"] = rest.square().mean().item()
+    return errors
+
+
 def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     """Return bits/dim of ``test`` under per-pixel histograms of ``train`` with add-one counts.
 

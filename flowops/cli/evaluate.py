@@ -39,7 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             report=progress.update,
         )
-    figures |= objective.conclude(model, data, arguments.seed)
+    conclusions = objective.conclude(model, data, arguments.seed)
     baselines = objective.baselines(data)
     if arguments.quiet:
         say_json(
@@ -52,10 +52,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 "bound": objective.figure(samples),
                 "importance_samples": samples,
                 **{f"test_{name}": value for name, value in figures.items()},
+                **conclusions,
                 "baselines": baselines,
             }
         )
         return 0
     title = f"{config.title}, after {step} steps"
-    say_figures(objective, data, title, figures, baselines, samples)
+    say_figures(objective, data, title, figures | conclusions, baselines, samples)
     return 0

@@ -123,6 +123,39 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "lr": 2e-3,
         "eval_every": 500,
     },
+    ("linear_ae", "digits"): {"batch_size": 256, "lr": 1e-2},
+    ("denoising_ae", "digits"): {"lr": 4e-3},
+    ("sparse_ae", "digits"): {"latent": 256, "lr": 1e-2},
+    ("stacked_ae", "digits"): {
+        "hidden": 128,
+        "depth": 2,
+        "layer_steps": 500,
+        "steps": 4000,
+        "lr": 2e-3,
+    },
+    ("cluster_vae", "digits"): {"precision": 25.0, "steps": 1500},
+    ("vib", "digits"): {"steps": 600},
+    ("nvae", "digits"): {
+        "channels": 8,
+        "groups": 2,
+        "latent": 4,
+        "kl_warmup": 200,
+        "steps": 1200,
+        "lr": 3e-3,
+    },
+    **{
+        (model, "fashion-mnist"): {"eval_every": 1000, "log_every": 100, **options}
+        for model, options in {
+            "linear_ae": {"steps": 3000, "batch_size": 512, "lr": 1e-2},
+            "ae": {"steps": 10_000, "batch_size": 128, "lr": 4e-3},
+            "denoising_ae": {"steps": 5000, "batch_size": 128, "lr": 4e-3},
+            "sparse_ae": {"steps": 4000, "batch_size": 128},
+            "stacked_ae": {"steps": 8000, "batch_size": 128, "schedule": "constant"},
+            "vae": {"steps": 20_000, "batch_size": 128, "kl_warmup": 2000},
+            "cvae": {"steps": 20_000, "batch_size": 128, "kl_warmup": 2000},
+            "vib": {"steps": 12_000, "batch_size": 100, "lr": 5e-4, "beta": 3e-3, "ema": 0.999},
+        }.items()
+    },
 }
 
 

@@ -173,9 +173,9 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
     with Progress(len(data.test), label="evaluating", quiet=trainer.quiet) as progress:
         figures = trainer.judge(report=progress.update)
     objective = trainer.objective
-    figures |= objective.conclude(trainer.judged.eval(), data, config.train.seed)
+    conclusions = objective.conclude(trainer.judged.eval(), data, config.train.seed)
     baselines = objective.baselines(data)
-    held_out = {f"test_{name}": value for name, value in figures.items()}
+    held_out = {f"test_{name}": value for name, value in figures.items()} | conclusions
     folder.metrics.append({"step": trainer.step, "final": True, **held_out, "baselines": baselines})
     model = trainer.judged
     if objective.makes_images:
@@ -206,5 +206,6 @@ def _conclude(trainer: Trainer, seconds: float) -> None:
             }
         )
         return
-    say_figures(objective, data, f"{config.title}, after {trainer.step} steps", figures, baselines)
+    title = f"{config.title}, after {trainer.step} steps"
+    say_figures(objective, data, title, figures | conclusions, baselines)
     say(f"{seconds:.0f} s; pictures and learning curve in {folder.path}")

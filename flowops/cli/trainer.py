@@ -151,11 +151,11 @@ class Trainer:
                 progress.update(settings.batch_size, **{self.objective.unit_name: loss})
 
     def _advance(self) -> float:
-        """Do one step and whatever falls due after it; returns the batch's loss."""
+        """Do one step and whatever falls due after it; returns the batch's headline."""
         settings = self.settings
         unit = self.objective.unit
-        loss, norm, parts = self._optimise()
-        self.window[self.step % settings.log_every] = loss
+        headline, norm, parts = self._optimise()
+        self.window[self.step % settings.log_every] = headline
         self.step += 1
         if self.step % settings.log_every == 0:
             row = {
@@ -171,10 +171,10 @@ class Trainer:
             self.folder.metrics.append(row)
         if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
             self.save()
-        return loss
+        return headline
 
     def _optimise(self) -> tuple[float, float, dict[str, float]]:
-        """Take one step; returns loss, norm of the gradient and the loss's parts."""
+        """Take one step; returns the headline, the gradient's norm and the loss's parts."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate(self.step)
@@ -192,7 +192,9 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return loss_value, norm_value, dict(zip(parts, part_values, strict=True))
+        reported = dict(zip(parts, part_values, strict=True))
+        part = self.objective.headline_part
+        return loss_value if part is None else reported.pop(part), norm_value, reported
 
     def _batch(self) -> tuple[Tensor, Tensor | None]:
         chosen = self.order.batch(self.step).numpy()

@@ -36,7 +36,15 @@ CASES |= {
     "nvae": (_NVAE, "nats"),
     "nvae mixture": ((*_NVAE, "--likelihood", "logistic_mixture", "--flow"), "bits_per_dim"),
 }
-WITHOUT_HIDDEN = ("fvae", "nvae", "nvae mixture")
+CASES |= {
+    "linear_ae": (("linear_ae",), "mse"),
+    "ae": (("ae",), "mse"),
+    "ae conv": (("ae", "--network", "conv", "--output", "bernoulli"), "mse"),
+    "sparse_ae": (("sparse_ae", "--active", 2), "mse"),
+    "stacked_ae": (("stacked_ae", "--depth", 2, "--layer-steps", 2), "mse"),
+    "denoising_ae": (("denoising_ae",), "mse"),
+}
+WITHOUT_HIDDEN = ("linear_ae", "fvae", "nvae", "nvae mixture")
 
 
 def words_of(case: str) -> tuple[object, ...]:

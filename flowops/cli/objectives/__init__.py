@@ -5,9 +5,14 @@ from __future__ import annotations
 from flowops.cli.objectives.base import Objective
 from flowops.cli.objectives.bound import BoundObjective
 from flowops.cli.objectives.density import DensityObjective
-from flowops.cli.objectives.loss import BottleneckObjective, ClusterObjective, InfoMaxObjective
+from flowops.cli.objectives.loss import (
+    BottleneckObjective,
+    ClusterObjective,
+    InfoMaxObjective,
+    ReconstructionObjective,
+)
 from flowops.distributions import Flow
-from flowops.models import VIB, ClusterVAE, ImageModel, InfoMax, LatentVariableModel
+from flowops.models import VIB, AutoEncoder, ClusterVAE, ImageModel, InfoMax, LatentVariableModel
 
 __all__ = ["Objective", "objective_of"]
 
@@ -18,6 +23,8 @@ def objective_of(model: Flow | ImageModel, levels: int) -> Objective:
         return DensityObjective(levels)
     if isinstance(model, LatentVariableModel):
         return BoundObjective(levels, model.pixels)
+    if isinstance(model, AutoEncoder):
+        return ReconstructionObjective(levels, model)
     if isinstance(model, VIB):
         return BottleneckObjective(levels)
     if isinstance(model, ClusterVAE):

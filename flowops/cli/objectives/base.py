@@ -29,6 +29,8 @@ class Objective:
     unit: str
     #: The headline in words.
     unit_name: str
+    #: The part of a training loss that is in the unit; None for the loss itself.
+    headline_part: str | None = None
     #: Whether the held-out figure has a version with many importance samples.
     has_importance_bound = True
     #: Whether the model draws images; of one that does not, neighbours of codes are shown.
@@ -45,7 +47,7 @@ class Objective:
         """Take data-dependent initial values from prepared images; by default there are none."""
 
     def loss(self, model: Any, x: Tensor, labels: Tensor | None, step: int) -> Loss:
-        """Return what step ``step`` minimises, in the unit, and the parts to report."""
+        """Return what step ``step`` minimises, and the parts to report."""
         raise NotImplementedError
 
     def judge(

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowops.cli.baselines import principal_errors
 from flowops.cli.noise import CODES, stream_seed
 from flowops.cli.objectives.base import BATCH, Objective
 from flowops.cli.objectives.pixels import grey_values, prepare_pixels
 from flowops.cli.objectives.scores import linear_probe, match_clusters
 from flowops.data import ImageData
-from flowops.models import VIB, ClusterVAE, ImageModel, InfoMax, Loss
+from flowops.models import VIB, AutoEncoder, ClusterVAE, ImageModel, InfoMax, Loss
 
 _Labels = NDArray[np.int64]
 
@@ -51,12 +52,18 @@ class LossObjective(Objective):
             for start, x, classes in self._batches(model, images, labels):
                 torch.manual_seed(stream_seed(seed, CODES, start))
                 loss = self.loss(model, x, classes, 0)
-                for name, value in {self.unit: loss.total, **loss.parts}.items():
+                for name, value in self._figures(loss).items():
                     totals[name] = totals.get(name, 0.0) + value.item() * len(x)
                 if report is not None:
                     report(len(x))
         model.train(training)
         return {name: total / len(images) for name, total in totals.items()}
+
+    def _figures(self, loss: Loss) -> dict[str, Tensor]:
+        """Return the headline, then the other parts."""
+        parts = dict(loss.parts)
+        headline = loss.total if self.headline_part is None else parts.pop(self.headline_part)
+        return {self.unit: headline, **parts}
 
     def to_pixels(self, images: Tensor) -> NDArray[np.uint8]:
         """Return the pixels nearest to mean images."""
@@ -87,6 +94,31 @@ class LossObjective(Objective):
         """Return ``function`` of all images, batch by batch."""
         batches = self._batches(model, images, None)
         return torch.cat([function(x).cpu() for _, x, _ in batches]).numpy()
+
+
+class ReconstructionObjective(LossObjective):
+    """Auto-encoders: squared error of a pixel in [0, 1]."""
+
+    unit = "mse"
+    unit_name = "squared error of a pixel"
+    headline_part = "mse"
+
+    def __init__(self, levels: int, model: AutoEncoder) -> None:
+        super().__init__(levels)
+        self.features = len(model.moments.mean)
+
+    def conclude(self, model: AutoEncoder, data: ImageData, seed: int) -> dict[str, float]:
+        """Return the error of the training images, which bounds of optima are about."""
+        errors = self.judge(model, data.train, None, seed=seed)
+        return {"training_mse": errors[self.unit]}
+
+    def figure(self, samples: int) -> str:
+        """Return what the headline is."""
+        return "reconstructed without noise"
+
+    def baselines(self, data: ImageData) -> dict[str, float]:
+        """Return the errors of the mean image and of as many principal components."""
+        return principal_errors(data, self.features)
 
 
 class BottleneckObjective(LossObjective):
