@@ -263,6 +263,7 @@ class NVAE(LatentVariableModel):
         """
         decoder = nn.ModuleList([self.groups, self.ups, self.full_decoder])
         norms = [layer for layer in decoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
         training = self.training
         self.train()
         for norm in norms:
@@ -270,8 +271,8 @@ class NVAE(LatentVariableModel):
             norm.momentum = None  # a mean over all batches
         for _ in range(passes):
             self.sample_codes(count, None, temperature, generator)
-        for norm in norms:
-            norm.momentum = 0.05
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         self.train(training)
 
     def for_sampling(self, temperature: float, generator: torch.Generator | None) -> NVAE:

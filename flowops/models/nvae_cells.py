@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, interpolate, normalize, silu
 
 from flowops import ops
+from flowops.nn import BatchNormSwish
 
 #: Factor of a cell's change, so that a deep stack begins near the identity.
 _RESIDUAL = 0.1
+#: Of the running statistics.
+_MOMENTUM = 0.05
 
 
 class SqueezeExcitation(nn.Module):
@@ -44,7 +47,7 @@ class EncoderCell(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(_norm(channels) for _ in range(2))
+        self.norms = nn.ModuleList(_norm_swish(channels) for _ in range(2))
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)
         )
@@ -54,7 +57,7 @@ class EncoderCell(nn.Module):
         """Map ``(B, C, H, W)`` to the same shape."""
         h = x
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            h = conv(silu(norm(h)))
+            h = conv(norm(h))
         return x + _RESIDUAL * self.gate(h)
 
 
@@ -71,7 +74,7 @@ class DecoderCell(nn.Module):
         wide = expansion * channels
         self.before = _norm(channels)
         self.widen = nn.Conv2d(channels, wide, 1, bias=False)
-        self.wide_norms = nn.ModuleList(_norm(wide) for _ in range(2))
+        self.wide_norms = nn.ModuleList(_norm_swish(wide) for _ in range(2))
         self.depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide, bias=False)
         self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
         self.after = _norm(channels)
@@ -80,8 +83,8 @@ class DecoderCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape."""
         first, second = self.wide_norms
-        h = silu(first(self.widen(self.before(x))))
-        h = silu(second(self.depthwise(h)))
+        h = first(self.widen(self.before(x)))
+        h = second(self.depthwise(h))
         return x + _RESIDUAL * self.gate(self.after(self.narrow(h)))
 
 
@@ -215,4 +218,8 @@ def _norms(model: nn.Module) -> Iterable[nn.BatchNorm2d]:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.05)
+    return nn.BatchNorm2d(channels, momentum=_MOMENTUM)
+
+
+def _norm_swish(channels: int) -> BatchNormSwish:
+    return BatchNormSwish(channels, momentum=_MOMENTUM)

@@ -3,6 +3,7 @@
 from .actnorm import ActNorm, BatchNorm, DiagonalScale
 from .attention import LinearAttention
 from .base import Bijector
+from .batch_norm_swish import BatchNormSwish
 from .conditioner import MLP, GatedResNet, GlowConvNet
 from .containers import Inverse, MultiScale, Sequential
 from .conv1x1 import InvertibleConv1x1, PreparedConv, prepare
@@ -42,6 +43,7 @@ __all__ = [
     "AffineCoupling",
     "AutoregressiveSpline",
     "BatchNorm",
+    "BatchNormSwish",
     "Bijector",
     "DiagonalScale",
     "Exact",

@@ -149,7 +149,7 @@ def test_groups_are_balanced_while_the_divergence_warms_up() -> None:
 
 def test_reestimated_norms_are_those_of_samples() -> None:
     model = small()
-    likelihood_norm = model.encoders[0][0].norms[0].running_mean.clone()
+    likelihood_norm = model.encoders[0][0].norms[0].norm.running_mean.clone()
     norm = model._group(1).cells[0].before
     inputs: list[Tensor] = []
     handle = norm.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
@@ -158,7 +158,7 @@ def test_reestimated_norms_are_those_of_samples() -> None:
     assert len(inputs) == 6
     means = torch.stack([given.mean((0, 2, 3)) for given in inputs])
     torch.testing.assert_close(norm.running_mean, means.mean(0))
-    assert torch.equal(model.encoders[0][0].norms[0].running_mean, likelihood_norm)
+    assert torch.equal(model.encoders[0][0].norms[0].norm.running_mean, likelihood_norm)
     assert norm.momentum == 0.05
     assert not model.training
 
