@@ -148,7 +148,9 @@ def test_groups_are_balanced_while_the_divergence_warms_up() -> None:
 
 
 def test_reestimated_norms_are_those_of_samples() -> None:
-    model = small()
+    model = small().train()
+    model.loss(binary())
+    model.eval()
     likelihood_norm = model.encoders[0][0].norms[0].norm.running_mean.clone()
     norm = model._group(1).cells[0].before
     inputs: list[Tensor] = []

@@ -105,6 +105,13 @@ def test_another_normalisation_in_its_place_is_called() -> None:
     x = images(4, 5, 3, 3)
     torch.testing.assert_close(model.eval()(x), ours.eval()(x))
 
+    class Halved(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return input / 2
+
+    ours.train().norm = Halved(5)
+    torch.testing.assert_close(ours(x), silu(x / 2))
+
 
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="4D"):
