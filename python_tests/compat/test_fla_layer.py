@@ -1,4 +1,4 @@
-"""flowops.compat.fla.LinearAttention by its definition."""
+"""flowops.compat.fla.LinearAttention by its definition; against fla in test_fla_layer_peer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def features(layer: LinearAttention, case: str, which: str, x: Tensor) -> Tensor
     if kind == "t2r":
         return (x @ held.layer.weight.T).clamp_min(0)
     if kind == "dpfp":
-        both = torch.cat([x.clamp_min(0), -x.clamp_min(0)], -1)
+        both = torch.cat([x.clamp_min(0), (-x).clamp_min(0)], -1)
         return torch.cat([both * torch.roll(both, j, -1) for j in (1, 2, 3, 4)], -1)
     return {"elu": elu(x) + 1, "relu": x.clamp_min(0), "identity": x}[kind]
 
@@ -56,7 +56,6 @@ def by_definition(layer: LinearAttention, case: str, x: Tensor, mask: Tensor) ->
         (x @ p.weight.T).view(*x.shape[:2], layer.num_kv_heads, -1)
         for p in (layer.k_proj, layer.v_proj)
     )
-    v = v * mask[:, -x.size(1) :, None, None]
     k, v = (t.repeat_interleave(heads // layer.num_kv_heads, 2) for t in (k, v))
     size = q.size(-1)
     q, k = features(layer, case, "q", q), features(layer, case, "k", k)
@@ -64,11 +63,13 @@ def by_definition(layer: LinearAttention, case: str, x: Tensor, mask: Tensor) ->
         q = q / (q.sum(-1, keepdim=True) + 1e-4)
     if options.get("norm_k"):
         k = k / (k.sum(-1, keepdim=True) + 1e-4)
+    kept = mask[:, -x.size(1) :]
     weights = torch.einsum("bthd,bshd->bhts", q, k).tril() * q.size(-1) ** -0.5
+    weights = weights * kept[:, None, None]
     if options.get("do_feature_map_norm"):
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-10)
     assert size == layer.head_k_dim
-    out = torch.einsum("bhts,bshd->bthd", weights, v)
+    out = torch.einsum("bhts,bshd->bthd", weights, v) * kept[:, :, None, None]
     if options.get("output_norm") != "identity":
         out = rms_norm(out, out.shape[-1:], getattr(layer.norm, "weight", None), 1e-5)
     return out.flatten(2) @ layer.o_proj.weight.T
@@ -77,7 +78,7 @@ def by_definition(layer: LinearAttention, case: str, x: Tensor, mask: Tensor) ->
 @pytest.mark.parametrize("case", OPTIONS)
 def test_equals_its_definition(case: str) -> None:
     layer, x = make(case), torch.randn(2, 7, 24).double().requires_grad_()
-    mask = torch.tensor([[1] * 9, [1] * 7 + [0] * 2])
+    mask = torch.tensor([[1] * 9, [1, 1, 0, 1, 1, 0, 1, 1, 0]])
     got, weights, cache = layer(x, mask)
     assert (weights, cache) == (None, None)
     expected = by_definition(layer, case, x, mask)
@@ -89,11 +90,11 @@ def test_equals_its_definition(case: str) -> None:
     )
 
 
-class Cache(dict[int, dict[str, Any]]):
+class Cache(dict[int, Any]):
     """What the layer asks of fla's cache."""
 
     def update(self, *, recurrent_state: Any, layer_idx: int, offset: int) -> None:  # type: ignore[override]
-        seen = self[layer_idx]["seen"] if layer_idx in self else 0
+        seen = self[layer_idx]["seen"] if self.get(layer_idx) else 0
         self[layer_idx] = {"recurrent_state": recurrent_state, "seen": seen + offset}
 
 
@@ -104,6 +105,37 @@ def test_pieces_with_a_cache_give_the_whole(case: str) -> None:
     pieces = [layer(piece, None, cache, use_cache=True)[0] for piece in x.split([3, 1, 3], 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), layer(x)[0])
     assert cache[0]["seen"] == 7
+
+
+@pytest.mark.parametrize("case", ["default", "elu"])
+def test_steps_left_out_are_as_if_not_there(case: str) -> None:
+    layer, x = make(case, layer_idx=0), torch.randn(1, 7, 24).double()
+    kept = torch.tensor([[0, 1, 1, 0, 1, 0, 0]])
+    filled = x.masked_fill(kept[..., None] == 0, torch.nan)
+    cache, short = Cache(), Cache()
+    out = layer(filled, kept, cache, use_cache=True)[0]
+    torch.testing.assert_close(out[kept == 1], layer(x[kept == 1][None], None, short, True)[0][0])
+    assert not out[kept == 0].any()
+    torch.testing.assert_close(cache[0]["recurrent_state"], short[0]["recurrent_state"])
+
+
+def test_gradients_in_float16_stay_finite_beside_padding() -> None:
+    layer, x = make("elu").half(), torch.randn(2, 5, 24).half().requires_grad_()
+    out = layer(x, torch.tensor([[0, 0, 1, 1, 1], [0] * 5]))[0]
+    grads = torch.autograd.grad(out.sum(), [x, *layer.parameters()])
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_packed_sequences_are_apart() -> None:
+    layer, x = make("elu"), torch.randn(1, 9, 24).double()
+    out = layer(x, torch.zeros(1, 9), cu_seqlens=torch.tensor([0, 2, 9]))[0]
+    torch.testing.assert_close(out, torch.cat([layer(x[:, :2])[0], layer(x[:, 2:])[0]], 1))
+
+
+def test_a_cache_that_was_reset_begins_anew() -> None:
+    layer, x = make("elu", layer_idx=0), torch.randn(1, 3, 24).double()
+    cache = Cache({0: None})
+    torch.testing.assert_close(layer(x, None, cache)[0], layer(x)[0])
 
 
 def test_keys_and_copies() -> None:
@@ -124,12 +156,35 @@ def test_keys_and_copies() -> None:
         ({"mode": "slow"}, "mode must be one of chunk, fused_chunk, fused_recurrent, got 'slow'"),
         ({"feature_map": "cos"}, "feature_map must be one of"),
         ({"output_norm": "batch"}, "output_norm must be one of rmsnorm, identity, got 'batch'"),
+        ({"expand_k": 0.3}, "expand_k must give a whole number of times 16, got 0.3"),
         ({"num_heads": 3}, "num_heads must divide the sizes of keys and values, 16 and 16"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LinearAttention(hidden_size=16, **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (1, 3), (2, 3, 1)])
+def test_bad_masks(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask must have shape \(2, at least 3\), got"):
+        make("elu")(torch.randn(2, 3, 24).double(), torch.ones(shape))
+
+
+def test_products_beside_a_whole_number_are_rounded() -> None:
+    assert LinearAttention(hidden_size=100, num_heads=1, expand_k=0.29).key_dim == 29
+
+
+def test_the_norm_is_float32_beside_states_of_16_bits() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = LinearAttention(hidden_size=8, num_heads=2)
+        assert [n for n, p in layer.named_parameters() if p.dtype == torch.float32] == [
+            "norm.weight"
+        ]
+        assert layer(torch.randn(1, 3, 8))[0].dtype == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_cache_asks_for_a_place() -> None:

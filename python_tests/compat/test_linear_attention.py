@@ -1,4 +1,7 @@
-"""The twins of fla's and fast-transformers' functions against the sums that they stand for."""
+"""The twins of fla's and fast-transformers' functions against the sums that they stand for.
+
+Against fla's own functions in ``test_fla_peer``.
+"""
 
 from __future__ import annotations
 

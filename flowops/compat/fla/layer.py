@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu
+from torch.nn.functional import elu, rms_norm
 
 from flowops.compat._twins import Twin
-from flowops.compat.fla.ops import chunk_linear_attn
+from flowops.compat.fla.ops import State, chunk_linear_attn
 
 _NAME = "LinearAttention"
 
@@ -57,7 +58,7 @@ class T2RFeatureMap(nn.Module):
 
 
 class DPFPFeatureMap(nn.Module):
-    """Products of the positive parts, and of their negatives, with themselves rolled by 1 to nu."""
+    """Products of the positive and the negative parts with themselves, rolled by 1 to nu."""
 
     def __init__(self, head_dim: int, nu: int = 4) -> None:
         super().__init__()
@@ -65,8 +66,7 @@ class DPFPFeatureMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the last dimension."""
-        positive = x.relu()
-        x = torch.cat([positive, -positive], -1)
+        x = torch.cat([x.relu(), (-x).relu()], -1)
         return torch.cat([x * x.roll(shift, -1) for shift in range(1, self.nu + 1)], -1)
 
 
@@ -148,7 +148,10 @@ class LinearAttention(Twin):
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.num_kv_groups = num_heads // self.num_kv_heads
-        self.key_dim, self.value_dim = int(hidden_size * expand_k), int(hidden_size * expand_v)
+        self.key_dim = _whole("expand_k", hidden_size, expand_k)
+        self.value_dim = _whole("expand_v", hidden_size, expand_v)
+        self.key_dim_per_group = self.key_dim // self.num_kv_groups
+        self.value_dim_per_group = self.value_dim // self.num_kv_groups
         _check("mode", mode, ("chunk", "fused_chunk", "fused_recurrent"))
         _check("feature_map", feature_map, tuple(_FEATURE_MAPS))
         _check("output_norm", output_norm, ("rmsnorm", "identity"))
@@ -167,11 +170,13 @@ class LinearAttention(Twin):
         self.feature_map_k = self.feature_map_q if tied else make(self.head_k_dim)
         project = partial(nn.Linear, hidden_size, bias=False)
         self.q_proj = project(self.key_dim)
-        self.k_proj = project(self.key_dim // self.num_kv_groups)
-        self.v_proj = project(self.value_dim // self.num_kv_groups)
+        self.k_proj = project(self.key_dim_per_group)
+        self.v_proj = project(self.value_dim_per_group)
         self.norm = nn.Identity()
         if output_norm == "rmsnorm":
-            self.norm = nn.RMSNorm(self.head_v_dim, norm_eps, elementwise_affine)
+            self.norm = nn.RMSNorm(
+                self.head_v_dim, norm_eps, elementwise_affine, dtype=torch.float32
+            )
         self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False)
         self.norm_q, self.norm_k = norm_q, norm_k
 
@@ -188,24 +193,22 @@ class LinearAttention(Twin):
 
         Args:
             hidden_states: (B, T, hidden_size).
-            attention_mask: (B, at least T), 0 where a value is left out; its end counts.
+            attention_mask: (B, at least T), 0 where a step is left out, as if it were not there;
+                its result is 0. The end of the mask counts.
             past_key_values: A cache of fla, which holds the state of each layer.
             use_cache: Whether to keep the last state.
             output_attentions: Not used: there are no weights.
-            **kwargs: Not used.
+            **kwargs: ``cu_seqlens`` (N + 1), the bounds of the sequences that a batch of one holds,
+                with which no mask counts; others are not used.
 
         Raises:
-            ValueError: If there is a cache, and the layer has no place in it.
+            ValueError: If there is a cache, and the layer has no place in it, or the mask is too
+                short.
         """
-        before = None
-        if past_key_values is not None:
-            if self.layer_idx is None:
-                raise ValueError(f"{_NAME}: layer_idx must be given with a cache, got None")
-            if len(past_key_values) > self.layer_idx:
-                before = past_key_values[self.layer_idx]["recurrent_state"]
-        v = self.v_proj(hidden_states)
-        if attention_mask is not None:
-            v = v * attention_mask[:, -v.size(1) :, None]
+        before = self._state(past_key_values)
+        cu_seqlens = kwargs.get("cu_seqlens")
+        left_out = None if cu_seqlens is not None else _left_out(attention_mask, hidden_states)
+        hidden_states = _without(hidden_states, left_out)
         q = self.feature_map_q(_heads(self.q_proj(hidden_states), self.head_k_dim, 1))
         k = _heads(self.k_proj(hidden_states), self.head_k_dim, self.num_kv_groups)
         k = self.feature_map_k(k)
@@ -215,17 +218,59 @@ class LinearAttention(Twin):
         )
         out, state = chunk_linear_attn(
             q,
-            k,
-            _heads(v, self.head_v_dim, self.num_kv_groups),
+            _without(k, left_out),
+            _heads(self.v_proj(hidden_states), self.head_v_dim, self.num_kv_groups),
             initial_state=before,
             output_final_state=bool(use_cache),
             normalize=self.do_feature_map_norm,
+            cu_seqlens=cu_seqlens,
         )
         if past_key_values is not None:
             past_key_values.update(
                 recurrent_state=state, layer_idx=self.layer_idx, offset=q.size(1)
             )
-        return self.o_proj(self.norm(out).flatten(2)), None, past_key_values
+        out = _normed(self.norm, _without(out, left_out))
+        return self.o_proj(out.flatten(2)), None, past_key_values
+
+    def _state(self, cache: Any) -> State | None:
+        """Return what a cache holds of this layer."""
+        if cache is None:
+            return None
+        if self.layer_idx is None:
+            raise ValueError(f"{_NAME}: layer_idx must be given with a cache, got None")
+        # A cache that was reset holds the layer, with nothing in it.
+        held = cache[self.layer_idx] if len(cache) > self.layer_idx else None
+        return None if held is None else held["recurrent_state"]
+
+
+def _left_out(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return (B, T), where the mask is 0."""
+    if mask is None:
+        return None
+    if mask.dim() != 2 or mask.size(0) != x.size(0) or mask.size(1) < x.size(1):
+        raise ValueError(
+            f"{_NAME}: attention_mask must have shape ({x.size(0)}, at least {x.size(1)}), "
+            f"got {tuple(mask.shape)}"
+        )
+    return mask[:, mask.size(1) - x.size(1) :] == 0
+
+
+def _without(x: Tensor, left_out: Tensor | None) -> Tensor:
+    """Return ``x`` (B, T, ...) with 0 at the steps that are left out."""
+    if left_out is None:
+        return x
+    return x.masked_fill(left_out.view(*left_out.shape, *[1] * (x.dim() - 2)), 0)
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return the norm of each head, by torch: fla's own module, of a layer taken over, is Triton's.
+
+    The weight may be float32 beside states of 16 bits.
+    """
+    if isinstance(norm, nn.Identity):
+        return x
+    held: Any = norm
+    return rms_norm(x, x.shape[-1:], held.weight, held.eps).to(x.dtype)
 
 
 def _heads(x: Tensor, size: int, groups: int) -> Tensor:
@@ -237,3 +282,13 @@ def _heads(x: Tensor, size: int, groups: int) -> Tensor:
 def _check(argument: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{_NAME}: {argument} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _whole(argument: str, size: int, factor: float) -> int:
+    """Return the product, which rounding may have put beside a whole number."""
+    product = size * factor
+    if not math.isclose(product, round(product)):
+        raise ValueError(
+            f"{_NAME}: {argument} must give a whole number of times {size}, got {factor}"
+        )
+    return round(product)
