@@ -1,7 +1,8 @@
 """flowops.compat.fla's functions against fla's own: fla 0.6.0, its kernels run by Triton.
 
 On the CPU by Triton's interpreter: ``TRITON_INTERPRET=1 python -m pytest python_tests/compat -k
-"fla_peer or fla_layer_peer"``, with fla-core, flash-linear-attention, triton, einops and transformers.
+"fla_peer or fla_layer_peer"``, with fla-core, flash-linear-attention, triton, einops and
+transformers installed.
 """
 
 from __future__ import annotations
