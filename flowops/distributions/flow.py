@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 from torch.distributions.transforms import Transform
 
 from flowops.distributions.base import StandardLogistic, StandardNormal
+from flowops.nn._placed import Placed
 from flowops.nn.base import Bijector
 
 
-class Flow(nn.Module):
+class Flow(Placed):
     r"""A distribution over data: a bijector to noise, and the density of that noise.
 
     .. math:: \log p(x) = \log p_Z(f(x)) + \log|\det \partial f / \partial x|
@@ -33,8 +34,6 @@ class Flow(nn.Module):
         ValueError: if the context does not fit the flow, or the data do not fit the event shape.
     """
 
-    _like: Tensor
-
     def __init__(
         self,
         transform: Bijector,
@@ -50,18 +49,6 @@ class Flow(nn.Module):
         self.base = base
         self.event_shape = tuple(event_shape)
         self.context_features = context_features
-        # Says on what device and in what dtype to draw noise, also where there is no parameter.
-        self.register_buffer("_like", torch.empty(0), persistent=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which noise is drawn; it follows ``.to()``."""
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which noise is drawn; it follows ``.to()``."""
-        return self._like.device
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data ``(B, *event_shape)`` to ``(noise, logdet)``, ``(B, D)`` and ``(B,)``."""

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from flowops.nn._placed import Placed
 
 #: How training prepares pixels of ``v`` in {0, ..., n - 1}: "grey", v / (n - 1); "binary", drawn
 #: anew each time from Bernoulli(v / (n - 1)); "dequantized", (v + u) / n with uniform noise u.
@@ -30,7 +32,7 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class ImageModel(nn.Module):
+class ImageModel(Placed):
     """Base of the models of images that are not flows: auto-encoders, VAEs and their kin.
 
     Every model has ``loss`` and ``encode``; those that make images have ``decode`` and
@@ -48,23 +50,9 @@ class ImageModel(nn.Module):
     #: judge alone.
     labels: ClassVar[Literal["unused", "condition", "target", "judge"]] = "unused"
 
-    _like: Tensor
-
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
-        # Says on what device and in what dtype to draw noise, also where there is no parameter.
-        self.register_buffer("_like", torch.empty(0), persistent=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which noise is drawn; it follows ``.to()``."""
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which noise is drawn; it follows ``.to()``."""
-        return self._like.device
 
     @property
     def dims(self) -> int:
