@@ -15,6 +15,7 @@ from flowops.cli.checkpoint import Checkpoint
 from flowops.cli.console import Progress, say, say_json
 from flowops.cli.errors import CommandError
 from flowops.cli.images import load_data
+from flowops.cli.objectives import Objective, objective_of
 from flowops.cli.pictures import Pictures
 from flowops.cli.plots import write_curve
 from flowops.cli.report import say_figures
@@ -58,6 +59,7 @@ def train(arguments: argparse.Namespace) -> int:
     config = stored or _new_config(arguments, settings, model_options, data)
     _check_data(config, data)
     model = build_model(config, device)
+    _check_batches(config, data, objective_of(model, data.levels))
     if stored is None:
         folder.create(config)
     with folder.locked():
@@ -151,6 +153,15 @@ def _check_data(config: RunConfig, data: ImageData) -> None:
         raise CommandError(
             f"--batch-size must be at most the {len(data.train)} training images, "
             f"got {config.train.batch_size}"
+        )
+
+
+def _check_batches(config: RunConfig, data: ImageData, objective: Objective) -> None:
+    least = objective.least_batch
+    if min(config.train.batch_size, len(data.test)) < least:
+        raise CommandError(
+            f"{config.model} needs at least {least} images in a batch and in the test split, "
+            f"got --batch-size {config.train.batch_size} and {len(data.test)}"
         )
 
 

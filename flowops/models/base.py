@@ -16,8 +16,8 @@ from flowops.nn._placed import Placed
 Pixels = Literal["grey", "binary", "dequantized"]
 
 
-#: Importance samples decoded at once.
-_CHUNK = 50
+#: Codes decoded at once for importance samples.
+_ROWS = 4096
 
 
 class Loss(NamedTuple):
@@ -163,7 +163,7 @@ class LatentVariableModel(ImageModel):
         .. math:: \log \frac1K \sum_k \frac{q(x|z_k) q(z_k)}{p(z_k|x)} \le \log q(x)
 
         It grows with ``samples`` = K in expectation, to log q(x) itself; a figure from it must say
-        how many they were. Codes are drawn and decoded fifty at a time.
+        how many they were. Some thousand codes are drawn and decoded at a time.
 
         Raises:
             ValueError: If ``samples`` is below 1, or ``x`` is no batch of images.
@@ -176,11 +176,12 @@ class LatentVariableModel(ImageModel):
             raise ValueError(
                 f"{type(self).__name__}.importance_bound: samples must be at least 1, got {samples}"
             )
+        most = max(1, _ROWS // max(1, len(x)))
         parts = [
             self.log_weights(
-                x, labels, samples=min(_CHUNK, samples - done), generator=generator
+                x, labels, samples=min(most, samples - done), generator=generator
             ).logsumexp(0)
-            for done in range(0, samples, _CHUNK)
+            for done in range(0, samples, most)
         ]
         return torch.stack(parts).logsumexp(0) - math.log(samples)
 

@@ -12,7 +12,7 @@ from flowops.cli.baselines import binary_baselines
 from flowops.cli.objectives import objective_of
 from flowops.cli.sampling import choose_device, load_run
 from flowops.data import ImageData
-from flowops.models import VAE, VAEConfig
+from flowops.models import VAE, InfoMax, InfoMaxConfig, VAEConfig
 
 from .test_resume import assert_same_run, interrupt_at
 
@@ -94,6 +94,25 @@ def test_the_class_moves_the_samples_of_a_cvae(command, labelled, tmp_path):
     assert config.model_options["classes"] == 2
     dark, bright = (model.sample((64,), torch.full((64,), c)).mean() for c in (0, 1))
     assert dark < 0.3 < 0.6 < bright
+
+
+def test_infomax_asks_for_two_images_at_a_time(command, images, tmp_path):
+    words = ("train", "infomax", "--data", images, "--batch-size", 1, "--out", tmp_path / "run")
+    result = command(*words)
+    assert result.status == 2
+    assert "infomax needs at least 2 images in a batch" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 258, 513])
+def test_no_image_is_judged_alone_and_none_left_out(count):
+    torch.manual_seed(0)
+    model = InfoMax(InfoMaxConfig((1, 4, 4), latent=2, channels=2, hidden=4))
+    images = np.random.default_rng(0).integers(0, 5, (count, 1, 4, 4)).astype(np.uint8)
+    objective = objective_of(model, 5)
+    seen = [x for _, x, _ in objective._batches(model, images, None)]
+    assert np.array_equal(torch.cat(seen).mul(4).round().numpy(), images)
+    assert min(len(x) for x in seen) >= min(2, count)
 
 
 def test_labels_are_asked_for(command, images, tmp_path):

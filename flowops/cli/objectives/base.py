@@ -33,6 +33,8 @@ class Objective:
     headline_part: str | None = None
     #: Whether the held-out figure has a version with many importance samples.
     has_importance_bound = True
+    #: Images that a batch must have.
+    least_batch = 1
     #: Whether the model draws images; of one that does not, neighbours of codes are shown.
     makes_images = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -77,8 +78,10 @@ class LossObjective(Objective):
         self, model: ImageModel, images: NDArray[np.uint8], labels: _Labels | None
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Yield the place of each batch, its images and labels on the model's device."""
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
+        # No batch of one image, where there are more: some losses need others beside each.
+        starts = range(0, max(1, len(images) - 1), BATCH)
+        for start, end in itertools.pairwise([*starts, len(images)]):
+            part = slice(start, end)
             classes = None if labels is None else torch.from_numpy(labels[part]).to(model.device)
             yield start, self._images(model, images[part]), classes
 
@@ -193,6 +196,7 @@ class InfoMaxObjective(LossObjective):
     unit = "loss"
     unit_name = "loss"
     makes_images = False
+    least_batch = 2
 
     def __init__(self, levels: int, model: InfoMax) -> None:
         super().__init__(levels)
