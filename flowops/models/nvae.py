@@ -47,6 +47,7 @@ class NVAEConfig:
     latent: int = option(8, "channels of a group's code")
     channels: int = option(16, "channels of maps at full size; twice as many at each half")
     cells: int = option(1, "residual cells before each group, and at full size")
+    expansion: int = option(6, "width of the decoder's cells, in units of their maps' channels")
     likelihood: str = option("bernoulli", "of pixels: binarised or discrete", _LIKELIHOODS)
     components: int = option(5, "logistics of a pixel's mixture")
     flow: bool = option(False, "move codes of the posterior by autoregressive shifts")
@@ -57,7 +58,7 @@ class NVAEConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         check_choice("NVAE", "likelihood", self.likelihood, _LIKELIHOODS)
-        for name in ("scales", "groups", "latent", "components"):
+        for name in ("scales", "groups", "latent", "expansion", "components"):
             check_at_least("NVAE", name, getattr(self, name), 1)
         for name in ("cells", "kl_warmup"):
             check_at_least("NVAE", name, getattr(self, name), 0)
@@ -329,7 +330,8 @@ class _Group(nn.Module):
         self.first = first
         self.latent = config.latent
         count = 0 if first else config.cells
-        self.cells = nn.Sequential(*[DecoderCell(width) for _ in range(count)])
+        cells = [DecoderCell(width, config.expansion) for _ in range(count)]
+        self.cells = nn.Sequential(*cells)
         self.prior_conv = None if first else nn.Conv2d(width, 2 * config.latent, 1)
         self.combine = nn.Conv2d(width, width, 1)
         self.posterior = nn.Conv2d(width, 2 * config.latent, 3, padding=1)

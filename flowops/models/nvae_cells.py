@@ -69,7 +69,7 @@ class DecoderCell(nn.Module):
         expansion: channels of the depthwise convolution, in units of ``channels``.
     """
 
-    def __init__(self, channels: int, expansion: int = 6) -> None:
+    def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
         wide = expansion * channels
         self.before = _norm(channels)

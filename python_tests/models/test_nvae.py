@@ -17,7 +17,7 @@ from flowops.models.nvae_cells import AutoregressiveShift, SpectralPenalty
 from flowops.testing import randomize_
 
 SHAPE = (1, 6, 8)
-SIZES = {"scales": 2, "groups": 2, "latent": 2, "channels": 4, "cells": 1}
+SIZES = {"scales": 2, "groups": 2, "latent": 2, "channels": 4, "cells": 1, "expansion": 3}
 
 
 def small(shape: tuple[int, int, int] = SHAPE, **options: object) -> NVAE:
@@ -208,6 +208,7 @@ def test_shapes_gradients_and_state(shape: tuple[int, int, int], likelihood: str
     [
         {"scales": 0},
         {"channels": 5},
+        {"expansion": 0},
         {"likelihood": "gaussian"},
         {"values": 1},
         {"spectral": -1.0},
