@@ -1,4 +1,4 @@
-"""flowops: fast kernels, layers and models for normalizing flows in PyTorch."""
+"""flowops: fast kernels, layers and models for latent-variable generative models in PyTorch."""
 
 from flowops import _library as _library  # loads the native modules
 from flowops.compat._accelerate import accelerate as accelerate

@@ -26,7 +26,7 @@ from flowops.models import MODELS
 VERBS = {
     "train": "train a model on images; without arguments, a small Glow on the digits",
     "sample": "draw images from a trained model into a PNG",
-    "evaluate": "bits/dim of a trained model on its whole test split, beside trivial baselines",
+    "evaluate": "figures of a trained model on its whole test split, beside trivial baselines",
     "bench": "time the kernels and models against PyTorch and the packages that are installed",
     "info": "what was built and what this machine can run",
 }
@@ -54,7 +54,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: ``--help`` was asked for.
     """
     parser = _Parser(
-        prog="flowops", description="Train and use normalizing flows.", allow_abbrev=False
+        prog="flowops", description="Train and use flows, VAEs and their kin.", allow_abbrev=False
     )
     verbs = parser.add_subparsers(
         dest="verb", metavar="{" + ",".join(VERBS) + "}", parser_class=_Parser
@@ -90,7 +90,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             type=_positive,
             default=1,
             metavar="K",
-            help="dequantisation samples an image; above 1: importance-weighted bound",
+            help="draws of the noise, or of codes, an image; above 1: importance-weighted bound",
         )
         parser.add_argument("--seed", type=_natural, default=0, help="default: %(default)s")
     return _parse(parser, rest)

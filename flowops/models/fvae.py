@@ -64,8 +64,9 @@ class FVAE(LatentVariableModel):
 
     so that ``F`` the identity is a VAE. Codes are drawn as :math:`G(F^{-1}(z))`. Pixels are
     dequantised and :math:`\sigma_2` has a floor: without either the density is unbounded where G
-    can reconstruct exactly. Encoder, decoder and flow see maps: two halvings with residual blocks,
-    then Glow steps. Call :meth:`initialize` before training: the flow has actnorms.
+    can reconstruct exactly. Encoder, decoder and flow see maps: two halvings with residual blocks
+    (normalised over each sample, where the paper normalises over the batch), then Glow steps. Call
+    :meth:`initialize` before training: the flow has actnorms.
 
     Args:
         config: sizes and choices.
