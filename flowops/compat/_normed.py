@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +28,8 @@ class Normed(Twin):
     u_first: ClassVar[bool] = True
     #: Whether a tolerance ends a given number of iterations too.
     tolerance_always: ClassVar[bool] = False
+    #: Whether calls in training leave u and v as they are, see :func:`held`.
+    held: bool = False
 
     weight: Tensor
     bias: Tensor | None
@@ -174,9 +178,20 @@ class NormedConv2d(Normed):
         """Map (N, in_channels, H, W) to (N, out_channels, H', W')."""
         if not self.initialized:
             self.spatial_dims.copy_(torch.tensor(input.shape[2:4]))
-            self._initialize_u_v()
         weight = self.compute_weight(update=self._moves())
         return conv2d(input, weight, self.bias, self.stride, self.padding)
+
+    def compute_weight(
+        self,
+        update: bool = True,
+        n_iterations: int | None = None,
+        atol: float | None = None,
+        rtol: float | None = None,
+    ) -> Tensor:
+        """See :meth:`Normed.compute_weight`."""
+        if not self.initialized:
+            self._initialize_u_v()
+        return super().compute_weight(update, n_iterations, atol, rtol)
 
     def _moves(self) -> bool:
         """Whether a call iterates u and v."""
@@ -192,12 +207,14 @@ class NormedConv2d(Normed):
         columns = {"v": math.prod(self._image(self._in_size(), self.in_channels))}
         # The order of the peers' draws.
         for name, size in (rows | columns if self._is_matrix() else columns | rows).items():
-            drawn = self.weight.new_empty(size).normal_(0, 1)
-            self._replace(name, normalize(drawn, dim=0))
+            self._replace(name, normalize(self._draw(size), dim=0))
+
+    def _draw(self, size: int) -> Tensor:
+        return self.weight.new_empty(size).normal_(0, 1)
 
     def _replace(self, name: str, value: Tensor) -> None:
         """Fill a buffer that may have, or get, another size."""
-        buffer = self._buffers[name]
+        buffer = self._buffers.get(name)
         if buffer is None:
             self._buffers[name] = value.clone()
         else:
@@ -246,6 +263,19 @@ class NormedConv2d(Normed):
             if value is not None:
                 self._replace(name, value.detach().to(self.weight))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@contextmanager
+def held(network: nn.Module) -> Generator[None]:
+    """Let calls leave u and v as they are, once drawn: of a batch that is shown for its size."""
+    layers = [module for module in network.modules() if isinstance(module, Normed)]
+    for layer in layers:
+        layer.held = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.held
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import nn
 LIBRARIES = (
     "nflows",
     "normflows",
+    "residual_flows",
     "zuko",
     "freia",
     "glow",

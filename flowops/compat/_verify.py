@@ -103,9 +103,11 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Generator[None]:
-    """Give back random state, parameters and buffers, which the first run may initialise."""
-    buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    held = [*model.parameters(), *(buffer for _, _, buffer in buffers)]
+    """Give back random state, parameters, buffers and flags, which the first run may set."""
+    modules = list(model.modules())
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    flags = [(m, {n: v for n, v in vars(m).items() if isinstance(v, bool)}) for m in modules]
+    held = [*model.parameters(), *model.buffers()]
     copies = [tensor.detach().clone() for tensor in held]
     drawn = np.random.get_state()  # noqa: NPY002  (normflows' residual blocks draw from it)
     with torch.random.fork_rng({t.device for t in held if t.device.type == "cuda"}):
@@ -118,5 +120,8 @@ def _unchanged(model: nn.Module) -> Generator[None]:
                     if tensor.shape != copy.shape:  # a buffer that the first batch gave its size
                         tensor.resize_(copy.shape)
                     tensor.copy_(copy)
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+            for module, found in buffers:
+                module._buffers.clear()
+                module._buffers.update(found)
+            for module, values in flags:
+                vars(module).update(values)

@@ -181,18 +181,6 @@ class InducedNormConv2d(_Induced, NormedConv2d):
         self.register_buffer("u", self.weight.detach().new_zeros(out_channels))
         self.register_buffer("v", self.weight.detach().new_zeros(in_channels))
 
-    def compute_weight(
-        self,
-        update: bool = True,
-        n_iterations: int | None = None,
-        atol: float | None = None,
-        rtol: float | None = None,
-    ) -> Tensor:
-        """See :meth:`Normed.compute_weight`."""
-        if not self.initialized:
-            self._initialize_u_v()
-        return super().compute_weight(update, n_iterations, atol, rtol)
-
     def _initialize_u_v(self) -> None:
         super()._initialize_u_v()
         self.initialized.fill_(1)

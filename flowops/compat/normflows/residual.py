@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowops.compat._normed import held
 from flowops.compat._twins import Twin
 from flowops.nn._replay import Replay
 from flowops.nn._residual_map import differentiable, invert, neumann, steady
@@ -111,7 +112,7 @@ class iResBlock(Twin):
         """See :class:`TwinBase`."""
         if peer.n_dist in ("geometric", "poisson"):
             return None
-        return f"its n_dist {peer.n_dist!r} is not one of normflows' own"
+        return f"its n_dist {peer.n_dist!r} is neither 'geometric' nor 'poisson'"
 
     def forward(self, x: Tensor, logpx: Any = None) -> Any:
         """Return y, and with ``logpx`` ``logpx`` less the log-determinant, (N, 1), nats."""
@@ -187,7 +188,7 @@ class iResBlock(Twin):
     def _initialize(self, x: Tensor) -> None:
         """Let layers that take the size of images from their first batch do so, before a replay."""
         if not all(bool(getattr(module, "initialized", True)) for module in self.nnet.modules()):
-            with torch.no_grad():
+            with torch.no_grad(), held(self.nnet):
                 self.nnet(x)
 
     def _terms(self) -> tuple[np.ndarray, list[float]]:

@@ -1,29 +1,13 @@
-"""Layers of rtqichen/residual-flows, by their names, arguments, keys and draws.
-
-``iResBlock(nnet, ...)(x, logpx)`` gives ``x + nnet(x)`` and ``logpx`` *less* the log-determinant,
-(N, 1), nats. The blocks and induced-norm layers are those of :mod:`flowops.compat.normflows`, which
-says where they differ on purpose. ``LopLinear`` and ``LopConv2d``, of norms other than Euclidean
-ones, and learned norms are not covered. The repository is no package, and its folder is called
-``lib``: :func:`flowops.accelerate` does not look for its layers; import these.
-"""
+"""Layers whose norm is iterated by every call in training."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowops.compat._normed import NormedConv2d, NormedLinear, pair
-from flowops.compat.normflows.lipschitz import InducedNormConv2d, InducedNormLinear
-from flowops.compat.normflows.residual import iResBlock
-
-__all__ = [
-    "InducedNormConv2d",
-    "InducedNormLinear",
-    "SpectralNormConv2d",
-    "SpectralNormLinear",
-    "iResBlock",
-]
 
 # Iterations of the layers that are told a tolerance alone.
 _LIMIT = 20_000
@@ -32,7 +16,7 @@ _LIMIT = 20_000
 class SpectralNormLinear(NormedLinear):
     r"""Fully connected layer with its norm bounded by ``coeff``, :math:`W / \max(1, \sigma / c)`.
 
-    Unlike :class:`InducedNormLinear`, every call in training iterates :math:`\sigma`'s vectors.
+    Unlike ``InducedNormLinear``, every call in training iterates :math:`\sigma`'s vectors.
 
     Args:
         in_features: Size of the input.
@@ -71,7 +55,7 @@ class SpectralNormLinear(NormedLinear):
         self._set_up((out_features, in_features), bias, settings)
 
     def _moves(self) -> bool:
-        return self.training
+        return self.training and not self.held
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
@@ -138,17 +122,29 @@ class SpectralNormConv2d(NormedConv2d):
         self.register_buffer("v", None)
 
     def _moves(self) -> bool:
-        return self.training
+        return self.training and not self.held
+
+    def _draw(self, size: int) -> Tensor:
+        if self._is_matrix():
+            return super()._draw(size)
+        return torch.randn(size).to(self.weight)  # as there: the same numbers in any dtype
 
     def _initialize_u_v(self) -> None:
         super()._initialize_u_v()
         self.initialized = True
+        self._note_out_shape()
         if not self.training:  # else the call does so, and there none: the bound would not hold
             self._iterate(None, None, None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.initialized = self.initialized or prefix + "u" in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.initialized:
+            self._note_out_shape()
+
+    def _note_out_shape(self) -> None:
+        """Keep what the peer's own iterations look for, should it get the layer back."""
+        self.out_shape = torch.Size(self._image(self._out_size(), self.out_channels))
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
