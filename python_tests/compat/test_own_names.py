@@ -16,14 +16,16 @@ CASES = [
     ("freia", "AllInOneBlock", "SequenceINN", "FrEIA.framework.SequenceINN"),
     ("freia", "AllInOneBlock", "HaarDownsampling", "FrEIA.modules.HaarDownsampling"),
     ("zuko", "GeneralCouplingTransform", "NSF", "zuko.flows.NSF"),
+    ("residual_flows", "iResBlock", "ActNorm2d", "resflows.layers.ActNorm2d"),
+    ("residual_flows", "LopLinear", "MaxMin", "resflows.layers.base.MaxMin"),
 ]
-PACKAGES = {"freia": "FrEIA"}
+PACKAGES = {"freia": "FrEIA", "residual_flows": "resflows"}
 
 
 @pytest.mark.parametrize(
     ("library", "ours", "theirs", "full"), CASES, ids=lambda value: value.replace(".", " ")
 )
-def test_names_of_nflows_normflows_FrEIA_and_zuko(
+def test_names_of_nflows_normflows_FrEIA_resflows_and_zuko(
     library: str, ours: str, theirs: str, full: str
 ) -> None:
     pytest.importorskip(PACKAGES.get(library, library))

@@ -6,34 +6,20 @@ import copy
 import math
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 import flowops
-from flowops.compat import patch
 from flowops.compat import residual_flows as ours
 from flowops.compat._twins import find_twin, swap, tables, unswap
 
 from .against_peer import pickled, swap_all
+from .resflows_cases import COUPLINGS, DTYPES, assert_same, evaluate, make_coupling, peers, seed
 
-DTYPES = [torch.float64, torch.float32]
 NORMS = [(1, 1), (1, 2), (2, math.inf), (math.inf, math.inf)]
 Case = tuple[tuple[Any, ...], dict[str, Any], tuple[int, ...]]
-
-
-def peers() -> Any:
-    homes = [pytest.importorskip(f"resflows.layers{place}") for place in ("", ".base")]
-    return SimpleNamespace(**vars(homes[0]) | vars(homes[1]))
-
-
-def seed(value: int) -> None:
-    torch.manual_seed(value)
-    np.random.seed(value)  # noqa: NPY002
 
 
 def bound(draw: random.Random) -> dict[str, Any]:
@@ -89,32 +75,6 @@ def build(home: Any, name: str, case: Case, dtype: torch.dtype) -> Any:
     for p in layer.parameters():
         p.data.mul_(5)  # so that the bound is reached
     return layer
-
-
-def evaluate(layer: nn.Module, x: Tensor, *start: Tensor, inverse: bool = False) -> dict[str, Any]:
-    """Outputs and gradients; the log-determinants alike weighed, as resflows has to have them."""
-    seed(9)
-    leaves = [t.clone().requires_grad_() for t in (x, *start)]
-    layer.zero_grad()
-    # The block asks its input for a gradient, in place.
-    out = (layer.inverse if inverse else layer)(*[t * 1 for t in leaves])  # type: ignore[operator]
-    y, *total = out if isinstance(out, tuple) else (out,)
-    loss = (y * torch.linspace(-1, 2, y.numel()).to(y).view_as(y)).sum()
-    for value in total:
-        loss = loss + 0.7 * value.sum()
-    loss.backward()
-    found: dict[str, Any] = {f"out {i}": t.detach() for i, t in enumerate((y, *total))}
-    found |= {f"in {i}": t.grad for i, t in enumerate(leaves)}
-    return found | {name: _or_zero(p) for name, p in layer.named_parameters()}
-
-
-def _or_zero(p: Tensor) -> Tensor:
-    return torch.zeros_like(p) if p.grad is None else p.grad.clone()
-
-
-def assert_same(mine: Any, theirs: Any, dtype: torch.dtype, tolerance: float = 1e-11) -> None:
-    limit = tolerance if dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(mine, theirs, rtol=limit, atol=limit)
 
 
 # resflows divides by a float32 number, in float64 too.
@@ -182,36 +142,6 @@ def test_states_go_to_resflows_and_back(name: str) -> None:
     assert_same(evaluate(back.train(), x), evaluate(peer.train(), x), torch.float64, ROUNDED)
 
 
-def conditioner(channels: int, params: int, *, image: bool) -> nn.Module:
-    if image:
-        return nn.Sequential(
-            nn.Conv2d(channels, 5, 3, padding=1), nn.ELU(), nn.Conv2d(5, params, 1)
-        )
-    return nn.Sequential(nn.Linear(channels, 5), nn.ELU(), nn.Linear(5, params))
-
-
-COUPLINGS: dict[str, tuple[str, int, tuple[int, ...], dict[str, Any]]] = {
-    "vectors": ("CouplingBlock", 6, (), {}),
-    "swapped": ("CouplingBlock", 2, (), {"swap": True}),
-    "images": ("CouplingBlock", 4, (3, 5), {}),
-    "channel0": ("ChannelCouplingBlock", 4, (2, 3), {"mask_type": "channel0"}),
-    "channel1": ("ChannelCouplingBlock", 6, (3, 1), {"mask_type": "channel1"}),
-    "checkerboard0": ("MaskedCouplingBlock", 3, (4, 5), {"mask_type": "checkerboard0"}),
-    "checkerboard1": ("MaskedCouplingBlock", 1, (3, 3), {"mask_type": "checkerboard1"}),
-    "masked_channel0": ("MaskedCouplingBlock", 4, (2, 3), {"mask_type": "channel0"}),
-    "masked_channel1": ("MaskedCouplingBlock", 2, (1, 3), {"mask_type": "channel1"}),
-    "unmasked": ("MaskedCouplingBlock", 2, (3, 3), {"mask_type": None}),
-}
-
-
-def make_coupling(home: Any, case: str) -> Any:
-    kind, dim, size, options = COUPLINGS[case]
-    seed(2)
-    masked = kind == "MaskedCouplingBlock"
-    net = conditioner(dim if masked else dim // 2, 2 * dim if masked else dim, image=bool(size))
-    return getattr(home, kind)(dim, net, **options)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", COUPLINGS)
 def test_couplings_equal_resflows_both_ways(case: str, dtype: torch.dtype) -> None:
@@ -236,143 +166,6 @@ def test_couplings_equal_resflows_both_ways(case: str, dtype: torch.dtype) -> No
             assert_same(evaluate(mine, x, inverse=inverse), alone, dtype)
     assert repr(mine) == repr(peer)
     assert type(unswap(taken)) is getattr(peers(), kind)
-
-
-BLOCKS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "memory": {"grad_in_forward": True},
-    "graph": {"neumann_grad": False},
-    "truncated": {"n_power_series": 4},
-    "exact_trace": {"exact_trace": True},
-    "brute_force": {"brute_force": True},
-    "poisson": {"n_dist": "poisson", "lamb": 1.5},
-    "several": {"n_samples": 3, "geom_p": 0.3, "n_exact_terms": 4},
-}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("features", [2, 3])
-@pytest.mark.parametrize("case", BLOCKS)
-def test_blocks_equal_resflows(
-    case: str, features: int, training: bool, dtype: torch.dtype
-) -> None:
-    if case == "brute_force" and features == 3:
-        pytest.skip("for two dimensions")
-    seed(3)
-    net = conditioner(features, features, image=False)
-    for p in net.parameters():
-        p.data.mul_(0.8)
-    homes = (ours, peers())
-    mine, peer = (home.iResBlock(copy.deepcopy(net), **BLOCKS[case]) for home in homes)
-    mine, peer = mine.to(dtype).train(training), peer.to(dtype).train(training)
-    x, start = torch.randn(5, features, dtype=dtype), torch.randn(5, 1, dtype=dtype)
-    taken = copy.deepcopy(peer)
-    assert swap_all(taken) == 1
-    assert isinstance(taken, homes[1].iResBlock)
-    expected = evaluate(peer, x, start)
-    states = dict(peer.state_dict())
-    for block in (mine, taken, copy.deepcopy(taken), pickled(taken)):
-        assert_same(evaluate(block, x, start), expected, dtype)
-        assert_same(dict(block.state_dict()), states, dtype)
-    # Their inverse ends within some thousandths, ours at rounding.
-    for block in (mine, taken):
-        theirs = evaluate(peer, x, start, inverse=True)
-        assert_same(evaluate(block, x, start, inverse=True), theirs, torch.float64, 2e-2)
-    mine.load_state_dict(peer.state_dict(), strict=True)
-    peer.load_state_dict(mine.state_dict(), strict=True)
-
-
-@pytest.mark.parametrize("kind", ["SpectralNormConv2d", "InducedNormConv2d"])
-@pytest.mark.parametrize("case", ["default", "memory", "graph"])
-def test_blocks_of_images_equal_resflows_from_the_first_batch(case: str, kind: str) -> None:
-    values = []
-    for home in (ours, peers()):
-        seed(6)
-        layer, options = getattr(home, kind), {"n_iterations": 4}
-        net = nn.Sequential(
-            home.Swish(), layer(2, 3, 3, 1, 1, **options), layer(3, 2, 1, 1, 0, **options)
-        )
-        net[1].weight.data.mul_(6)
-        block = home.iResBlock(net, **BLOCKS[case])
-        x, start = torch.randn(3, 2, 5, 4), torch.zeros(3, 1)
-        values.append([evaluate(block, x, start) for _ in range(2)])
-        values[-1].append(dict(block.state_dict()))
-    assert_same(*values, torch.float32)
-
-
-def image_model(home: Any) -> nn.Module:
-    seed(1)
-    blocks = [
-        home.iResBlock(
-            nn.Sequential(
-                home.Swish(),
-                home.SpectralNormConv2d(4, 5, 3, 1, 1, n_iterations=4),
-                home.LopConv2d(5, 4, 1, 1, 0, domain=2, codomain=math.inf),
-            ),
-            geom_p=0.2,
-            n_dist="geometric",
-        )
-        for _ in range(2)
-    ]
-    return home.SequentialFlow([*blocks, make_coupling(home, "images")])
-
-
-def test_a_resflows_model_is_accelerated_and_verified_before_its_first_batch() -> None:
-    home = peers()
-    model = image_model(home)
-    x, start = torch.randn(3, 4, 5, 6), torch.zeros(3, 1)
-    before = copy.deepcopy(model)
-    report = flowops.accelerate(model, (x, start), verify=True)
-    assert len(report.swapped) == 9
-    assert [layer.kind.rpartition(".")[2] for layer in report.kept] == ["SequentialFlow"]
-    assert not model.chain[0].nnet[1].initialized
-    assert_same(evaluate(model, x, start), evaluate(before, x, start), torch.float32)
-    report.restore()
-    assert type(model.chain[0]) is home.iResBlock
-    assert_same(evaluate(model, x, start), evaluate(before, x, start), torch.float32)
-
-
-def test_patch_takes_what_resflows_builds() -> None:
-    flow = pytest.importorskip("resflows.resflow")
-    options: dict[str, Any] = {
-        "n_blocks": [1, 1],
-        "intermediate_dim": 6,
-        "kernels": "3-1-3",
-        "n_lipschitz_iters": 3,
-        "sn_atol": None,
-        "sn_rtol": None,
-        "n_dist": "geometric",
-        "activation_fn": "swish",
-        "fc_idim": 8,
-    }
-    seed(8)
-    peer = flow.ResidualFlow((3, 1, 8, 8), **options)
-    seed(8)
-    with patch("residual_flows") as report:
-        mine = flow.ResidualFlow((3, 1, 8, 8), **options)
-    kinds = {layer.kind.rpartition(".")[2] for layer in report.swapped}
-    assert {"iResBlock", "InducedNormConv2d", "LopConv2d", "LopLinear", "Swish"} <= kinds
-    x, start = torch.rand(3, 1, 8, 8), torch.zeros(3, 1)
-    assert_same(evaluate(mine, x, start), evaluate(peer, x, start), torch.float32)
-
-
-def test_what_of_resflows_is_left_alone_and_why() -> None:
-    home = peers()
-    learned = torch.tensor(0.0)
-    for peer, reason in (
-        (home.InducedNormLinear(3, 3, domain=1, codomain=2, n_iterations=2), "not Euclidean"),
-        (
-            home.InducedNormConv2d(3, 3, 3, 1, 1, domain=learned, codomain=learned),
-            "not Euclidean",
-        ),
-        (home.LopLinear(3, 3, domain=1, codomain=math.inf), "positive weights alone"),
-        (home.MaskedCouplingBlock(2, nn.Identity(), "stripes"), "got 'stripes'"),
-        (home.iResBlock(nn.Identity(), n_dist="uniform"), "n_dist 'uniform'"),
-    ):
-        report = flowops.accelerate(peer)
-        assert not report.swapped
-        assert reason in report.kept[0].reason
 
 
 def test_the_largest_entry_counts_whatever_its_sign_unlike_in_resflows() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from flowops.compat import residual_flows as ours
+from flowops.compat._verify import run
 from flowops.testing import jacobian_logdet
 
 
@@ -22,8 +23,9 @@ def image_norm(layer: nn.Module, size: tuple[int, ...]) -> Tensor:
 
 def conv(**options: Any) -> Any:
     torch.manual_seed(3)
-    given = {"kernel_size": 3, "stride": 1, "padding": 1, "bias": False, "n_iterations": 5}
-    return ours.SpectralNormConv2d(2, 3, **(given | options)).double()
+    given = {"out_channels": 3, "kernel_size": 3, "stride": 1, "padding": 1}
+    given |= {"bias": False, "n_iterations": 5}
+    return ours.SpectralNormConv2d(2, **(given | options)).double()
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,39 @@ def test_the_first_call_in_evaluation_is_bounded_too() -> None:
 def test_without_iterations_or_tolerance_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="SpectralNormConv2d: n_iterations, or atol and rtol"):
         conv(n_iterations=None)(torch.randn(1, 2, 6, 5).double())
+
+
+def test_weights_before_any_batch_are_those_of_one_pixel() -> None:
+    layer = conv()
+    layer.compute_weight(update=True, n_iterations=100)
+    assert layer.u.shape == (3,)
+    centre = layer.weight.detach()[:, :, 1, 1]
+    torch.testing.assert_close(layer.scale, torch.linalg.matrix_norm(centre, 2))
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_first_batch_of_a_block_iterates_once(memory: bool) -> None:
+    x = torch.randn(2, 2, 6, 5).double()
+    alone, within = (conv(out_channels=2, n_iterations=1) for _ in range(2))
+    block = ours.iResBlock(within, grad_in_forward=memory)
+    torch.manual_seed(7)
+    torch.randn_like(x)
+    alone(x)
+    torch.manual_seed(7)
+    block(x, torch.zeros(2, 1))
+    torch.testing.assert_close(within.u, alone.u, rtol=0, atol=0)
+    alone(x), within(x)
+    torch.testing.assert_close(within.u, alone.u, rtol=0, atol=0)
+
+
+def test_verification_gives_back_what_a_first_batch_made() -> None:
+    layer, x = conv(), torch.randn(2, 2, 6, 5).double()
+    torch.manual_seed(7)
+    first = run(layer, (x,), lambda model, x: model(x))
+    assert not layer.initialized
+    assert layer.u is None
+    second = run(layer, (x,), lambda model, x: model(x))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])
