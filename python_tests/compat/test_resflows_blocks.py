@@ -114,6 +114,7 @@ def test_a_resflows_model_is_accelerated_and_verified_before_its_first_batch() -
     assert len(report.swapped) == 9
     assert [layer.kind.rpartition(".")[2] for layer in report.kept] == ["SequentialFlow"]
     assert not model.chain[0].nnet[1].initialized
+    assert model.state_dict().keys() == before.state_dict().keys()
     assert_same(evaluate(model, x, start), evaluate(before, x, start), torch.float32)
     report.restore()
     assert type(model.chain[0]) is home.iResBlock

@@ -90,6 +90,13 @@ def net(channels: int, params: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, params, 3, padding=1), nn.Tanh()).double()
 
 
+class Half(nn.Module):
+    """The end of a network that computes in half precision by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+
 def couplings() -> dict[str, Any]:
     torch.manual_seed(3)
     vector = nn.Sequential(nn.Linear(2, 4), nn.Tanh()).double()
@@ -144,6 +151,10 @@ def test_couplings_take_empty_batches_and_half_precision_and_copy(case: str) -> 
     with torch.autocast("cpu", torch.bfloat16):
         y, total = single(x.float(), 0)
     assert y.dtype == total.dtype == torch.float32
+    torch.testing.assert_close(y.double(), layer(x), rtol=0.03, atol=0.03)
+    single.nnet.append(Half())
+    y = single(x.float())
+    assert y.dtype == torch.float32
     torch.testing.assert_close(y.double(), layer(x), rtol=0.03, atol=0.03)
 
 
